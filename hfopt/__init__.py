@@ -1,0 +1,35 @@
+"""hfopt: Hessian-free (truncated Newton) training for JAX, as an Optax gradient transformation."""
+
+from hfopt.control.damping import Constant as constant_damping
+from hfopt.control.damping import LevenbergMarquardt as levenberg_marquardt
+from hfopt.control.line_search import Armijo as armijo
+from hfopt.control.line_search import FixedStep as fixed_step
+from hfopt.curvature import Operator, gauss_newton
+from hfopt.objective import Objective, ValueFn
+from hfopt.solve.cg import CGResult
+from hfopt.solve.cg import ConjugateGradient as cg
+from hfopt.solve.stopping import RelativeProgress as relative_progress
+from hfopt.solve.stopping import RelativeResidual as relative_residual
+from hfopt.solve.stopping import Stop
+from hfopt.transform import HessianFreeState, StepInfo, hessian_free
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CGResult",
+    "HessianFreeState",
+    "Objective",
+    "Operator",
+    "StepInfo",
+    "Stop",
+    "ValueFn",
+    "armijo",
+    "cg",
+    "constant_damping",
+    "fixed_step",
+    "gauss_newton",
+    "hessian_free",
+    "levenberg_marquardt",
+    "relative_progress",
+    "relative_residual",
+]

@@ -1,0 +1,85 @@
+"""Damping: how λ in (G + λI)s = −g follows the quality of the quadratic model."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Damping(Protocol):
+    """A rule for λ. ``initial`` is λ₀; ``update`` gives the next λ from what became of the step."""
+
+    initial: float
+
+    def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
+        """The next λ, a scalar like ``damping``."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """λ stays what it is. ``hfopt.constant_damping``."""
+
+    initial: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("constant_damping", initial=self.initial)
+
+    def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
+        """λ unchanged."""
+        return damping
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt:
+    """λ grows when the model promised too much and shrinks when it was right. ``hfopt.levenberg_marquardt``.
+
+    ρ = (f(θ+s) − f(θ)) / (gᵀs + ½ sᵀGs). A rejected step, and a ρ that is not a number, counts as ρ = −∞.
+
+        λ ← increase · λ  if ρ < lower,    λ ← decrease · λ  if ρ > upper,    then clipped to [floor, ceiling]
+
+    Args:
+      initial: λ₀ > 0.
+      increase, decrease: factors, above and below 1.
+      lower, upper: the thresholds on ρ.
+      floor: the least λ; ``None`` takes the square of the dtype's machine epsilon, below which λ cannot change a sum
+        with any eigenvalue that float arithmetic resolves, and above which it could still not overflow a quotient.
+      ceiling: the largest λ.
+
+    Raises:
+      ValueError: a factor, threshold or bound on the wrong side.
+
+    Source: Moré, "The Levenberg-Marquardt algorithm", 1978; the constants of Martens 2010, section 4.1.
+    """
+
+    initial: float = 1.0
+    increase: float = 3 / 2
+    decrease: float = 2 / 3
+    lower: float = 0.25
+    upper: float = 0.75
+    floor: float | None = None
+    ceiling: float = 1e10
+
+    def __post_init__(self) -> None:
+        _require_positive("levenberg_marquardt", initial=self.initial, ceiling=self.ceiling)
+        if not (0 < self.decrease <= 1 <= self.increase):
+            raise ValueError(
+                "levenberg_marquardt: need 0 < `decrease` <= 1 <= `increase`, "
+                f"got decrease={self.decrease}, increase={self.increase}."
+            )
+        if not self.lower <= self.upper:
+            raise ValueError(f"levenberg_marquardt: need `lower` <= `upper`, got {self.lower} and {self.upper}.")
+
+    def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
+        """The next λ, a scalar like ``damping``."""
+        poor = ~(reduction_ratio >= self.lower) | ~accepted
+        good = accepted & (reduction_ratio > self.upper)
+        factor = jnp.where(poor, self.increase, jnp.where(good, self.decrease, 1.0)).astype(damping.dtype)
+        floor = float(jnp.finfo(damping.dtype).eps) ** 2 if self.floor is None else self.floor
+        return jnp.clip(damping * factor, floor, self.ceiling)
+
+
+def _require_positive(where: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{where}: `{name}` must be positive, got {value}.")

@@ -1,0 +1,100 @@
+"""The loss as a function of the outputs: its value, its gradient r, and B, its Hessian.
+
+With outputs ``z`` and ``loss(z, targets)`` one value per example, r_i = ∂ξ_i/∂z_i and B_i = ∂²ξ_i/∂z_i². Curvature
+products need only ``u ↦ B u``. For the losses of Optax that most models use, B is written in closed form below; for
+every other loss it is the derivative of the gradient, ``jvp(grad(loss))``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hfopt.batch import Examples, size
+
+Loss = Callable[[Any, Any], jax.Array]
+Product = Callable[[Any], Any]
+
+
+def mean_loss(loss: Loss, outputs: Any, rows: Examples) -> jax.Array:
+    """Σ c_i ξ_i: the mean over examples (and over every further axis) of the loss; a scalar.
+
+    Raises:
+      ValueError: the loss is a scalar, is not floating, or has another number of rows than there are examples.
+    """
+    losses = jnp.asarray(loss(outputs, rows.targets))
+    count = size(rows)
+    if losses.ndim == 0:
+        raise ValueError(
+            "Objective: `loss` returned a scalar; it must return one value per example, shape (N,) or (N, ...). "
+            "Return the losses before their mean, e.g. optax.softmax_cross_entropy_with_integer_labels(logits, labels)."
+        )
+    if losses.shape[0] != count:
+        shapes = jax.tree.map(jnp.shape, outputs)
+        raise ValueError(
+            f"Objective: `loss` returned shape {losses.shape} for {count} examples (outputs of shape {shapes}); "
+            "outputs and losses must keep the batch axis first."
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"Objective: `loss` must return floating values, got dtype {losses.dtype}.")
+    # Low-precision losses are widened first, so that the mean over many examples does not drown in rounding.
+    if jnp.finfo(losses.dtype).bits < 32:
+        losses = losses.astype(jnp.float32)
+    return jnp.vdot(rows.coefficients.astype(losses.dtype), losses.reshape(count, -1).mean(axis=1))
+
+
+def output_hessian(loss: Loss, outputs: Any, rows: Examples) -> Product:
+    """Return u ↦ B u, with B = ∂²(Σ c_i ξ_i)/∂z² at the outputs; u and B u are shaped like the outputs."""
+    closed_form = _CLOSED_FORMS.get(loss)
+    if closed_form is None:
+        total = lambda z: mean_loss(loss, z, rows)  # noqa: E731
+        return jax.linearize(jax.grad(total), outputs)[1]
+    loss_shape = jax.eval_shape(loss, outputs, rows.targets).shape
+    further = size(rows) / max(1, jnp.size(jnp.empty(loss_shape)))  # 1 / (elements of ξ_i)
+    per_row = (rows.coefficients * further).astype(outputs.dtype)
+    scale = per_row.reshape((-1,) + (1,) * (outputs.ndim - 1))
+    return closed_form(outputs, rows.targets, scale)
+
+
+def _softmax(logits: jax.Array, scale: jax.Array) -> Product:
+    """B = diag(p) − p pᵀ: null vector 1, λmax ≤ ½, rank K − 1."""
+    p = jax.nn.softmax(logits)
+
+    def product(u: jax.Array) -> jax.Array:
+        pu = p * u
+        return scale * (pu - p * pu.sum(axis=-1, keepdims=True))
+
+    return product
+
+
+def _softmax_cross_entropy(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Product:
+    # Labels that do not sum to one scale the log-normaliser, and with it B.
+    return _softmax(logits, scale * labels.sum(axis=-1, keepdims=True).astype(logits.dtype))
+
+
+def _softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Product:
+    return _softmax(logits, scale)
+
+
+def _sigmoid_binary_cross_entropy(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Product:
+    p = jax.nn.sigmoid(logits)
+    return lambda u: scale * p * (1 - p) * u
+
+
+def _squared_error(outputs: jax.Array, targets: jax.Array, scale: jax.Array) -> Product:
+    return lambda u: 2 * scale * u
+
+
+def _l2_loss(outputs: jax.Array, targets: jax.Array, scale: jax.Array) -> Product:
+    return lambda u: scale * u
+
+
+_CLOSED_FORMS: dict[Loss, Callable[[jax.Array, jax.Array, jax.Array], Product]] = {
+    optax.losses.softmax_cross_entropy: _softmax_cross_entropy,
+    optax.losses.softmax_cross_entropy_with_integer_labels: _softmax_cross_entropy_with_integer_labels,
+    optax.losses.sigmoid_binary_cross_entropy: _sigmoid_binary_cross_entropy,
+    optax.losses.squared_error: _squared_error,
+    optax.losses.l2_loss: _l2_loss,
+}
