@@ -1,0 +1,135 @@
+"""The command line: `python -m experiments run | compare | show | bench`.
+
+Exit codes: 0 done, 1 a run diverged, 2 asked for something impossible (one message says what), 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+
+from experiments.comparison import compare
+from experiments.config import Config, OptimizerName
+from experiments.config_file import dump_config, load_config
+from experiments.errors import ExperimentError
+from experiments.runner import run
+
+_OPTIMIZERS = get_args(OptimizerName)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    arguments, rest = _parser().parse_known_args(argv)
+    if rest and arguments.command is not _bench:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        return arguments.command(arguments)
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    console = Console()
+    result = run(
+        config,
+        runs=arguments.runs_dir,
+        console=console,
+        data_dir=arguments.data_dir,
+        resume=arguments.resume,
+    )
+    summary = result.summary
+    console.print(
+        f"{config.optimizer}: train loss {summary['train_loss']:.4g}, test accuracy {summary['test_accuracy']:.2%} "
+        f"after {summary['steps']} steps, {summary['products']} products, {summary['seconds']:.1f} s of training "
+        f"(and {summary['compile_seconds']:.1f} s of compiling, {summary['evaluation_seconds']:.1f} s of evaluating)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 1 if result.diverged else 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    results = compare(
+        _config(arguments),
+        arguments.optimizers,
+        runs=arguments.runs_dir,
+        console=Console(),
+        data_dir=arguments.data_dir,
+        resume=arguments.resume,
+    )
+    return 1 if any(result.diverged for result in results) else 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    print(dump_config(_config(arguments)), end="")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from experiments import benchmarks  # imported late: training needs none of it
+
+    return benchmarks.main(arguments.rest) or 0
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    overrides = list(arguments.set)
+    if getattr(arguments, "optimizer", None) is not None:
+        overrides.append(f"optimizer={arguments.optimizer}")
+    if arguments.seed is not None:
+        overrides.append(f"seed={arguments.seed}")
+    return load_config(arguments.config, overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description="Train models and compare optimizers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits_cnn.yaml")
+    settings.add_argument("--seed", help="shorthand for --set seed=…")
+    settings.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override any field, e.g. --set optimizers.adam.learning_rate=3e-3 problem.l2=1e-4",
+    )
+
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the data sets (default: $HFOPT_DATA, else a cache)"
+    )
+    places.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="where run folders are made")
+    places.add_argument("--resume", action="store_true", help="continue the latest run of the same configuration")
+
+    one = commands.add_parser("run", parents=[settings, places], help="train with one optimizer")
+    one.add_argument("--optimizer", help=f"shorthand for --set optimizer=…: {', '.join(_OPTIMIZERS)}")
+    one.set_defaults(command=_run)
+
+    several = commands.add_parser(
+        "compare", parents=[settings, places], help="train with several, one table and figure"
+    )
+    several.add_argument("--optimizers", metavar="NAME", nargs="+", help="which (default: all that CONFIG configures)")
+    several.set_defaults(command=_compare)
+
+    show = commands.add_parser(
+        "show", parents=[settings], help="print the configuration with all defaults and overrides"
+    )
+    show.set_defaults(command=_show)
+
+    bench = commands.add_parser("bench", add_help=False, help="measure hfopt itself; see bench --help")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Figures of runs: the loss against steps, against gradient-equivalents and against seconds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ExperimentError
+from experiments.recording import read_config, read_metrics
+from experiments.training import Row
+
+# Okabe and Ito's palette without its yellow, which is too pale for lines; told apart in every common colour blindness.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+_TITLES = {"hessian_free": "Hessian-free", "adam": "Adam", "sgd": "SGD"}
+_AXES = {
+    "step": "steps",
+    "gradient_equivalents": "gradient-equivalents\n(gradients of the whole training set)",
+    "seconds": "training time (s)",
+}
+_INCHES = (10.0, 3.9)  # at 80 dots per inch this is 800 pixels wide, and the text still 10 pixels high
+_DOTS_PER_INCH = 160
+
+
+def draw_run(folder: Path) -> Path:
+    """Draws `loss.png` in a run folder: the objective on each step's batch and on the whole training set.
+
+    Raises:
+      ExperimentError: Matplotlib is not installed.
+    """
+    rows, config = read_metrics(folder), read_config(folder)
+    figure, panels = _panels()
+    for panel, quantity in zip(panels, _AXES, strict=True):
+        if config.training.batches.gradient != "full":
+            _draw(panel, rows, quantity, "loss", label="on the step's batch", color="#999999", linewidth=0.8)
+        _draw(panel, rows, quantity, "train_loss", label="on the training set", color=_COLOURS[0], linewidth=1.8)
+    figure.suptitle(f"{config.name}: {_TITLES[config.optimizer]}, seed {config.seed}")
+    return _finish(figure, panels, folder / "loss.png", "objective")
+
+
+def draw_comparison(folders: Sequence[Path], path: Path) -> Path:
+    """Draws the training loss of several runs, one line a run, into the PNG file `path`.
+
+    Raises:
+      ExperimentError: Matplotlib is not installed.
+    """
+    figure, panels = _panels()
+    configs = [read_config(folder) for folder in folders]
+    optimizers = [config.optimizer for config in configs]
+    for i, (folder, config) in enumerate(zip(folders, configs, strict=True)):
+        rows = read_metrics(folder)
+        label = _TITLES[config.optimizer]
+        if optimizers.count(config.optimizer) > 1:
+            label = f"{label} ({folder.name})"
+        style: dict[str, Any] = {
+            "label": label,
+            "color": _COLOURS[i % len(_COLOURS)],
+            "linestyle": _DASHES[i % len(_DASHES)],
+            "linewidth": 1.8,
+        }
+        for panel, quantity in zip(panels, _AXES, strict=True):
+            _draw(panel, rows, quantity, "train_loss", **style)
+    figure.suptitle(", ".join(dict.fromkeys(config.name for config in configs)))
+    return _finish(figure, panels, path, "objective on the training set")
+
+
+def _panels() -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ExperimentError(
+            "no figure was drawn: Matplotlib is missing; install it with the extra 'plots' (pip install 'hfopt[plots]')"
+        ) from error
+    # A Figure of its own, not pyplot: nothing global, no display needed.
+    figure = Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, len(_AXES), sharey=True)
+
+
+def _draw(panel: Any, rows: Sequence[Row], quantity: str, loss: str, **style: Any) -> None:
+    """One line through the rows that have this loss; values that cannot stand on a log axis leave a gap."""
+    points = [(row[quantity], row[loss]) for row in rows if loss in row]
+    panel.plot([x for x, _ in points], [y if y > 0 and math.isfinite(y) else math.nan for _, y in points], **style)
+
+
+def _finish(figure: Any, panels: Any, path: Path, y_label: str) -> Path:
+    panels[0].set_ylabel(y_label)
+    for panel, label in zip(panels, _AXES.values(), strict=True):
+        panel.set_yscale("log")
+        panel.set_xlabel(label)
+        panel.grid(True, which="major", linewidth=0.5, alpha=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.margins(x=0.02)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,76 @@
+"""The optimizers behind one interface: an Optax transformation that the one train step drives, and what it tells.
+
+All take `value`, `grad` and `value_fn` as extra arguments; the first-order ones ignore them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+import hfopt
+from experiments import config
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A transformation, and how to read what its last step did.
+
+    report: optimizer state -> scalar arrays by name; called inside jit. `products` among them is added up.
+    readable: the same scalars fetched from the device -> what is recorded (codes become words).
+    """
+
+    transformation: optax.GradientTransformationExtraArgs
+    report: Callable[[Any], dict[str, jax.Array]]
+    readable: Callable[[Report], Report]
+
+
+def build_optimizer(settings: config.Training, total_steps: int) -> Optimizer:
+    """The optimizer that a section of `optimizers:` describes; `total_steps` is the length of its schedule."""
+    match settings:
+        case config.HessianFree():
+            return _hessian_free(settings)
+        case config.Adam():
+            rate = _learning_rate(settings, total_steps)
+            return _first_order(optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps))
+        case config.SGD():
+            rate = _learning_rate(settings, total_steps)
+            momentum = settings.momentum or None  # None spares the buffer that 0.0 would keep
+            return _first_order(optax.sgd(rate, momentum=momentum, nesterov=settings.nesterov))
+    raise TypeError(f"no optimizer is described by {type(settings).__name__}")
+
+
+def _first_order(transformation: optax.GradientTransformation) -> Optimizer:
+    return Optimizer(
+        optax.with_extra_args_support(transformation), report=lambda state: {}, readable=lambda report: report
+    )
+
+
+def _learning_rate(settings: config.FirstOrder, total_steps: int) -> optax.ScalarOrSchedule:
+    if settings.schedule == "cosine":
+        return optax.cosine_decay_schedule(settings.learning_rate, total_steps)
+    return settings.learning_rate
+
+
+def _hessian_free(settings: config.HessianFree) -> Optimizer:
+    stop = None if settings.cg_tolerance is None else hfopt.relative_residual(settings.cg_tolerance)
+    damping = hfopt.constant_damping if settings.damping == "constant" else hfopt.levenberg_marquardt
+    transformation = hfopt.hessian_free(
+        solver=hfopt.cg(**_given(max_steps=settings.max_cg_steps, stop=stop)),
+        damping=damping(**_given(initial=settings.initial_damping)),
+        **({"warm_start": None} if settings.warm_start == 0 else _given(warm_start=settings.warm_start)),
+    )
+    return Optimizer(
+        transformation,
+        report=lambda state: state.info._asdict(),
+        readable=lambda report: report | {"cg_stop": hfopt.Stop(report["cg_stop"]).name.lower()},
+    )
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not None: the others stay with hfopt's defaults."""
+    return {name: value for name, value in arguments.items() if value is not None}

@@ -1,0 +1,265 @@
+"""The loop: one jitted step for all optimizers, evaluation on whole data sets, and the accounts of both.
+
+Only steps count as training time. Compilation and evaluation are timed apart, and everything but the times is a
+function of the configuration and the seed.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import hfopt
+from experiments import config
+from experiments.batches import Batching
+from experiments.optimizers import Optimizer
+from experiments.problems.dataset import Examples
+from experiments.problems.problem import Params, Problem
+
+Row = dict[str, Any]  # one line of metrics.jsonl: names -> numbers, strings or booleans
+
+
+class TrainState(NamedTuple):
+    """What a step reads and replaces, all arrays."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What training has cost so far.
+
+    steps, gradients (one a step) and products (curvature-vector products) are counts; examples sums the batch sizes of
+    the gradients, product_examples those of the products. All times are in seconds.
+    """
+
+    steps: int = 0
+    gradients: int = 0
+    products: int = 0
+    examples: int = 0
+    product_examples: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    def gradient_equivalents(self, training_examples: int) -> float:
+        """Gradients and products in units of one gradient over the whole training set.
+
+        A product on m examples is charged as a gradient on m examples. Evaluations of the objective alone, which a
+        line search adds, are not charged.
+        """
+        return (self.examples + self.product_examples) / training_examples
+
+
+class Moment(NamedTuple):
+    """The loop between two steps: what to record, and all that is needed to go on from here.
+
+    The state's buffers are donated to the next step: use or copy them before asking for the next moment.
+    """
+
+    row: Row
+    state: TrainState
+    accounts: Accounts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines the numbers of a run."""
+
+    problem: Problem
+    optimizer: Optimizer
+    batches: Batching
+    chunk_size: int | None
+    steps: int
+    seed: int
+    recording: config.Recording
+
+    def initial_state(self) -> TrainState:
+        params = self.problem.init(self.seed)
+        # Weakly typed leaves (from Python scalars) would give the first step another signature than the later ones.
+        state = TrainState(params, self.optimizer.transformation.init(params))
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the data sets are evaluated after so many steps: at the start, every so many epochs, at the end."""
+        if step in (0, self.steps):
+            return True
+        period = self.recording.evaluate_every_epochs
+        return math.floor(self.batches.epochs_after(step) / period) > math.floor(
+            self.batches.epochs_after(step - 1) / period
+        )
+
+
+def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Iterator[Moment]:
+    """Runs the plan, from its initial state or from where `start` left off.
+
+    Yields:
+      A moment before the first step (not when resuming) and one after every step. Ends after the last step, or after
+      the first whose loss is not finite.
+    """
+    problem = plan.problem
+    data = _on_device(problem, problem.dataset.train)
+    evaluation: Row
+    evaluate = _evaluator(plan, data)
+    if start is None:
+        state, accounts = plan.initial_state(), Accounts()
+        evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
+        yield Moment(_row(plan, accounts) | evaluation, state, accounts)
+    else:
+        state, accounts = start
+
+    began = time.perf_counter()
+    step = make_train_step(problem, plan.optimizer, plan.chunk_size)
+    step = step.lower(state, data, *_rows(plan.batches, accounts.steps)).compile()
+    accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
+
+    product_size = plan.batches.curvature_size or plan.batches.batch_size
+    while accounts.steps < plan.steps:
+        began = time.perf_counter()
+        state, report = step(state, data, *_rows(plan.batches, accounts.steps))
+        report = {name: value.item() for name, value in jax.device_get(report).items()}
+        products = report.pop("products", 0)
+        accounts = replace(
+            accounts,
+            steps=accounts.steps + 1,
+            gradients=accounts.gradients + 1,
+            products=accounts.products + products,
+            examples=accounts.examples + plan.batches.batch_size,
+            product_examples=accounts.product_examples + products * product_size,
+            seconds=accounts.seconds + time.perf_counter() - began,
+        )
+        evaluation = {}
+        diverged = not math.isfinite(report["loss"])
+        if diverged or plan.is_evaluated(accounts.steps):
+            evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
+        yield Moment(_row(plan, accounts) | plan.optimizer.readable(report) | evaluation, state, accounts)
+        if diverged:
+            return
+
+
+def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None) -> Any:
+    """The jitted step (state, data, gradient_rows, curvature_rows) -> (state, report).
+
+    data: (images, targets) of the whole training set. gradient_rows: (batch,) int32 rows of it, None for all.
+    curvature_rows: positions within the gradient's batch, None for all. report: scalars, `loss` (the objective on the
+    batch, before the step) and what the optimizer tells. The state's buffers are donated.
+    """
+    objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, data: Any, gradient_rows: jax.Array | None, curvature_rows: jax.Array | None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        params, opt_state = state
+        batch = _take(data, gradient_rows)
+        curvature_batch = None if curvature_rows is None else _take(batch, curvature_rows)
+        value_fn = objective.bind(batch, curvature_batch=curvature_batch, chunk_size=chunk_size)
+        value, grad = jax.value_and_grad(value_fn)(params)
+        updates, opt_state = optimizer.transformation.update(
+            grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
+        )
+        return TrainState(optax.apply_updates(params, updates), opt_state), {
+            **optimizer.report(opt_state),
+            "loss": value,
+        }
+
+    return train_step
+
+
+def _take(data: Any, rows: jax.Array | None) -> Any:
+    return data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+
+
+def _rows(batches: Batching, step: int) -> tuple[Any, Any]:
+    return batches.gradient_rows(step), batches.curvature_rows(step)
+
+
+def _on_device(problem: Problem, part: Examples) -> tuple[jax.Array, jax.Array]:
+    return jax.device_put((part.images, problem.targets(part.labels)))
+
+
+def _row(plan: Plan, accounts: Accounts) -> Row:
+    return {
+        "step": accounts.steps,
+        "epoch": plan.batches.epochs_after(accounts.steps),
+        "examples": accounts.examples,
+        "gradients": accounts.gradients,
+        "products": accounts.products,
+        "gradient_equivalents": accounts.gradient_equivalents(plan.batches.examples),
+        "seconds": accounts.seconds,
+    }
+
+
+def _timed_evaluation(evaluate: Callable[[Params], Row], params: Params, accounts: Accounts) -> tuple[Row, Accounts]:
+    began = time.perf_counter()
+    evaluation = evaluate(params)
+    elapsed = time.perf_counter() - began
+    return evaluation, replace(accounts, evaluation_seconds=accounts.evaluation_seconds + elapsed)
+
+
+def _evaluator(plan: Plan, train_data: tuple[jax.Array, jax.Array]) -> Callable[[Params], Row]:
+    """params -> train_loss (the objective over the training set, penalty included), and loss without penalty and
+    accuracy on every held-out set."""
+    problem, chunk_size = plan.problem, plan.recording.evaluation_chunk_size
+    dataset = problem.dataset
+    held_out = {"test": dataset.test} | ({} if dataset.validation is None else {"validation": dataset.validation})
+    held_out_data = {name: (_on_device(problem, part), jnp.asarray(part.labels)) for name, part in held_out.items()}
+    train_labels = jnp.asarray(dataset.train.labels)
+
+    def evaluate(params: Params) -> Row:
+        penalty = 0.5 * problem.l2 * float(optax.tree.norm(params, squared=True))
+        row: Row = {"train_loss": mean_loss_and_accuracy(problem, params, train_data, train_labels, chunk_size)[0]}
+        row["train_loss"] += penalty
+        for name, (data, labels) in held_out_data.items():
+            loss, accuracy = mean_loss_and_accuracy(problem, params, data, labels, chunk_size)
+            row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        return row
+
+    return evaluate
+
+
+def mean_loss_and_accuracy(
+    problem: Problem, params: Params, data: tuple[jax.Array, jax.Array], labels: jax.Array, chunk_size: int
+) -> tuple[float, float]:
+    """Mean loss without penalty, and the fraction of images whose largest output is that of their class.
+
+    Args:
+      data: images (n, height, width, channels) and targets, as the loss takes them.
+      labels: (n,) int32.
+      chunk_size: images to predict at a time. The sums over chunks are added in float64.
+    """
+    examples = len(labels)
+    loss = correct = 0.0
+    for start in range(0, examples, chunk_size):
+        size = min(chunk_size, examples - start)
+        sums = _sums_over_chunk(problem.predict, problem.loss, params, data, labels, start, size)
+        chunk_loss, chunk_correct = jax.device_get(sums)
+        loss, correct = loss + float(chunk_loss), correct + float(chunk_correct)
+    return loss / examples, correct / examples
+
+
+@partial(jax.jit, static_argnums=(0, 1, 6))
+def _sums_over_chunk(
+    predict: Callable[..., jax.Array],
+    loss: Callable[..., jax.Array],
+    params: Params,
+    data: tuple[jax.Array, jax.Array],
+    labels: jax.Array,
+    start: int,
+    size: int,
+) -> tuple[jax.Array, jax.Array]:
+    (images, targets), labels = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), (data, labels)
+    )
+    with jax.default_matmul_precision("highest"):
+        outputs = predict(params, images)
+    losses = loss(outputs, targets)
+    per_example = losses.reshape(size, -1).mean(axis=1)
+    return per_example.sum(), (outputs.argmax(axis=-1) == labels).sum()
