@@ -127,7 +127,11 @@ def _describe(error: ValidationError, path: str, settings: Mapping[str, Any], ov
             values[key] = detail["input"]
     lines = []
     for key, messages in alternatives.items():
-        source = "command line" if any(key == o or key.startswith(o + ".") for o in overridden) else path
+        source = path
+        if any(f"{key}.".startswith(f"{override}.") for override in overridden):
+            source = "command line"
+        elif any(override.startswith(f"{key}.") for override in overridden):
+            source = f"{path} with the command line"  # the section came from both
         where = f"{source}: {key}" if key else source
         got = f", got {values[key]!r}" if key in values else ""
         lines.append(f"{where}: {' or '.join(dict.fromkeys(messages))}{got}")

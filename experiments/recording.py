@@ -114,6 +114,9 @@ class MetricsFile:
         """Opens the file, first dropping what lies beyond step `keep_steps` (None: everything)."""
         path = folder / _METRICS
         kept = [] if keep_steps is None else [row for row in read_metrics(folder) if row["step"] <= keep_steps]
+        last = kept[-1]["step"] if kept else None
+        if last != keep_steps:
+            raise RunError(f"{path} ends at step {last}, before its last checkpoint at step {keep_steps}")
         _write_atomically(path, "".join(_to_json(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 

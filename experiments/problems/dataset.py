@@ -12,7 +12,7 @@ from experiments.errors import DataError
 _SPLIT_SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal only to itself: comparing images by value is never meant
 class Examples:
     """n images and their classes.
 
@@ -36,7 +36,7 @@ class Examples:
         return Examples(self.images[rows], self.labels[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training set, a test set and, where asked for, a validation set; `classes` is their number."""
 

@@ -1,0 +1,33 @@
+"""A problem small enough to train in a second, as the YAML a user would write."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+SMALL = """
+name: small
+problem:
+  data: {name: digits, train_examples: 200}
+  model: {kind: mlp, hidden: [8], activation: tanh}
+  l2: 1.0e-2
+optimizer: adam
+optimizers:
+  hessian_free: {steps: 4, batches: {gradient: 100, curvature: 0.5, chunk_size: 40}}
+  adam: {epochs: 2, batches: {gradient: 64}, learning_rate: 1e-2}
+  sgd: {steps: 5, learning_rate: 0.1, schedule: cosine, momentum: 0.9, nesterov: true}
+"""
+
+
+@pytest.fixture
+def small_file(tmp_path: Path) -> Path:
+    """A configuration file with all three optimizers."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def console() -> Console:
+    """A console that is no terminal, and shows nothing."""
+    return Console(quiet=True)
