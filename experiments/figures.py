@@ -30,12 +30,13 @@ def draw_run(folder: Path) -> Path:
     """
     rows, config = read_metrics(folder), read_config(folder)
     figure, panels = _panels()
+    on_batches = config.training.batches.gradient != "full"
     for panel, quantity in zip(panels, _AXES, strict=True):
-        if config.training.batches.gradient != "full":
+        if on_batches:
             _draw(panel, rows, quantity, "loss", label="on the step's batch", color="#999999", linewidth=0.8)
         _draw(panel, rows, quantity, "train_loss", label="on the training set", color=_COLOURS[0], linewidth=1.8)
     figure.suptitle(f"{config.name}: {_TITLES[config.optimizer]}, seed {config.seed}")
-    return _finish(figure, panels, folder / "loss.png", "objective")
+    return _finish(figure, panels, folder / "loss.png", "objective" if on_batches else "objective on the training set")
 
 
 def draw_comparison(folders: Sequence[Path], path: Path) -> Path:
@@ -60,6 +61,9 @@ def draw_comparison(folders: Sequence[Path], path: Path) -> Path:
         }
         for panel, quantity in zip(panels, _AXES, strict=True):
             _draw(panel, rows, quantity, "train_loss", **style)
+    # The whole run of one optimizer may be a hundredth of another's. Step 0 has no place on such an axis.
+    for panel in panels:
+        panel.set_xscale("log", nonpositive="mask")
     figure.suptitle(", ".join(dict.fromkeys(config.name for config in configs)))
     return _finish(figure, panels, path, "objective on the training set")
 
@@ -93,6 +97,7 @@ def _finish(figure: Any, panels: Any, path: Path, y_label: str) -> Path:
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.02)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path)
     return path
