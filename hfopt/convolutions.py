@@ -1,4 +1,4 @@
-"""Convolutions that stay fast inside loops on CPU.
+"""Traced programs: convolutions that stay fast inside loops on CPU.
 
 XLA:CPU gives a convolution its fast layout only in the entry computation. Inside ``while``, ``scan`` and ``cond`` the
 weight-gradient convolution of a CNN runs about a hundred times slower. Written in the layouts NHWC × HWIO → NHWC with
@@ -17,6 +17,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+_CONVOLUTION = "conv_general_dilated"
 # The bodies of these name mesh axes, so they can only be traced inside their own axis environment: left as they are.
 _OPAQUE = frozenset({"shard_map", "pmap", "xla_pmap"})
 
@@ -31,7 +32,7 @@ def specialize(function: Callable[..., Any], *examples: Any) -> Callable[..., An
     would derive from a canonical one is not canonical again.
     """
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    if jax.default_backend() == "cpu" and _has_convolution(closed.jaxpr):
+    if jax.default_backend() == "cpu" and _holds(_CONVOLUTION, closed.jaxpr):
         closed = _rewrite(closed)
     flat = jaxpr_as_fun(closed)
     out_tree = jax.tree.structure(out_shape)
@@ -41,6 +42,14 @@ def specialize(function: Callable[..., Any], *examples: Any) -> Callable[..., An
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` with its convolutions in canonical layout: `specialize` at each call's own shapes."""
     return lambda *arguments: specialize(function, *arguments)(*arguments)
+
+
+def lacks_forward_rule(jvp: Callable[..., Any], *examples: Any) -> bool:
+    """Whether the linear part that ``jax.linearize`` returned meets a function with only a ``custom_vjp``.
+
+    ``jax.linearize`` accepts such a function, since its result might be transposed; applied, it raises at compile time.
+    """
+    return _holds("custom_lin", jax.make_jaxpr(jvp)(*examples).jaxpr)
 
 
 def _rewrite(closed: ClosedJaxpr) -> ClosedJaxpr:
@@ -66,7 +75,7 @@ def _evaluate_rewritten(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
 
 def _bind_rewritten(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     primitive, parameters = equation.primitive, equation.params
-    if primitive.name == "conv_general_dilated":
+    if primitive.name == _CONVOLUTION:
         return [_canonical_convolution(*operands, **parameters)]
     if primitive.name not in _OPAQUE:
         parameters = {name: _map_subjaxprs(_rewrite_subjaxpr, value) for name, value in parameters.items()}
@@ -108,17 +117,18 @@ def _map_subjaxprs(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _rewrite_subjaxpr(inner: Any) -> Any:
-    if not _has_convolution(inner):
+    if not _holds(_CONVOLUTION, inner):
         return inner
     if isinstance(inner, ClosedJaxpr):
         return _rewrite(inner)
     return _rewrite(ClosedJaxpr(inner, ())).jaxpr  # an open jaxpr (checkpoint's) has no constants to lose
 
 
-def _has_convolution(jaxpr: Any) -> bool:
+def _holds(name: str, jaxpr: Any) -> bool:
+    """Whether the primitive called ``name`` is applied anywhere in ``jaxpr``."""
     return any(
-        equation.primitive.name == "conv_general_dilated"
-        or (equation.primitive.name not in _OPAQUE and any(map(_has_convolution, _subjaxprs(equation))))
+        equation.primitive.name == name
+        or (equation.primitive.name not in _OPAQUE and any(_holds(name, inner) for inner in _subjaxprs(equation)))
         for equation in jaxpr.eqns
     )
 

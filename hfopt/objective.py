@@ -112,11 +112,12 @@ class Objective:
     data_fields=["batch", "curvature_batch"],
     meta_fields=["objective", "chunk_size"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ValueFn:
     """The objective on a batch: ``value_fn(params) -> scalar``. Made by `Objective.bind`.
 
-    A pytree whose leaves are the batch, so it may be an argument of a jitted function or be built inside one.
+    A pytree whose leaves are the batch, so it may be an argument of a jitted function or be built inside one. As a
+    function it is compared by identity: ``jax.jit(value_fn)`` works, and holds its batch as a constant.
     """
 
     objective: Objective

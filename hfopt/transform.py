@@ -22,7 +22,6 @@ from hfopt.curvature.gauss_newton import check_params, check_value_fn, gauss_new
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import ConjugateGradient
-from hfopt.solve.stopping import Stop
 
 Curvature = Callable[[ValueFn, Any], Operator]
 
@@ -45,7 +44,7 @@ class StepInfo(NamedTuple):
 class HessianFreeState(NamedTuple):
     """State of `hessian_free`; a pytree of arrays."""
 
-    count: jax.Array  # int32: steps taken, rejected ones included
+    step: jax.Array  # int32: steps taken, rejected ones included
     rejected: jax.Array  # int32: steps rejected so far
     damping: jax.Array  # λ for the next step
     solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
@@ -87,13 +86,16 @@ def hessian_free(
       >>> objective = hfopt.Objective(predict, optax.losses.squared_error)
       >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0]))
       >>> tx = hfopt.hessian_free()
-      >>> params = {"w": jnp.zeros(2)}
-      >>> state = tx.init(params)
-      >>> for _ in range(20):
+      >>> @jax.jit
+      ... def train_step(params, state, batch):
       ...     value_fn = objective.bind(batch)
       ...     value, grad = jax.value_and_grad(value_fn)(params)
       ...     updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
-      ...     params = optax.apply_updates(params, updates)
+      ...     return optax.apply_updates(params, updates), state, value
+      >>> params = {"w": jnp.zeros(2)}
+      >>> state = tx.init(params)
+      >>> for _ in range(20):
+      ...     params, state, value = train_step(params, state, batch)
       >>> bool(jnp.allclose(params["w"], 1.0, atol=1e-4))
       True
 
@@ -124,7 +126,7 @@ def hessian_free(
         **extra_args: Any,
     ) -> tuple[Any, HessianFreeState]:
         del extra_args
-        _check_arguments(params, value_fn)
+        value_fn = _checked_value_fn(params, value_fn)
         dtype = state.damping.dtype
         loss = jnp.asarray(value_fn(params) if value is None else value, dtype)
         grad = updates if grad is None else grad
@@ -144,7 +146,7 @@ def hessian_free(
         step = _step(params, alpha, direction)
         step = optax.tree.where(accepted, step, optax.tree.zeros_like(step))
 
-        # φ(d) = rhsᵀ… of the damped model is known from CG; dᵀGd follows from it without another product.
+        # CG ends with φ(d) = gᵀd + ½ dᵀ(G + λI)d; dᵀGd follows from it without another product.
         model_slope = optax.tree.vdot(updates, direction)
         damped_form = 2 * (result.model_value - model_slope)
         form = damped_form - state.damping * optax.tree.vdot(direction, direction)
@@ -165,7 +167,7 @@ def hessian_free(
         )
         solution = () if warm_start is None else optax.tree.where(accepted, direction, optax.tree.zeros_like(direction))
         new_state = HessianFreeState(
-            count=optax.safe_increment(state.count),
+            step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
             damping=damping.update(state.damping, ratio, accepted),
             solution=solution,
@@ -198,7 +200,7 @@ def _scalar_dtype(params: Any) -> Any:
     return jnp.float64 if bits == 64 else jnp.float32
 
 
-def _check_arguments(params: Any, value_fn: Any) -> None:
+def _checked_value_fn(params: Any, value_fn: ValueFn | None) -> ValueFn:
     usage = "tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)"
     if params is None:
         raise ValueError(f"hessian_free: `params` is missing; call {usage}.")
@@ -209,3 +211,4 @@ def _check_arguments(params: Any, value_fn: Any) -> None:
         )
     check_value_fn(value_fn)
     check_params(params)
+    return value_fn

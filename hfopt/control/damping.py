@@ -10,7 +10,9 @@ import jax.numpy as jnp
 class Damping(Protocol):
     """A rule for λ. ``initial`` is λ₀; ``update`` gives the next λ from what became of the step."""
 
-    initial: float
+    @property
+    def initial(self) -> float:
+        """λ₀."""
 
     def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
         """The next λ, a scalar like ``damping``."""

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from hfopt.convolutions import lacks_forward_rule
+
 Product = Callable[[Any], Any]
 
 
@@ -23,11 +25,8 @@ def linearize(function: Callable[[Any], Any], params: Any) -> Linearization:
     residuals. A function with only a ``custom_vjp`` has no forward-mode rule: then the transpose comes first, from
     ``jax.vjp``, and J is the transpose of that.
     """
-    try:
-        outputs, jvp = jax.linearize(function, params)
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
+    outputs, jvp = jax.linearize(function, params)
+    if lacks_forward_rule(jvp, params):
         outputs, pullback = jax.vjp(function, params)
         vjp = _unpack(pullback)
         return Linearization(outputs, _unpack(jax.linear_transpose(vjp, outputs)), vjp)

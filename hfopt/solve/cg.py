@@ -60,7 +60,7 @@ class ConjugateGradient:
     """
 
     max_steps: int = 50
-    stop: StopRule | tuple[StopRule, ...] = RelativeProgress()
+    stop: StopRule | tuple[StopRule, ...] = RelativeProgress()  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_steps, int) or self.max_steps < 1:

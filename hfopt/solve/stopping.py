@@ -67,7 +67,7 @@ class RelativeProgress:
     i > k, φ_i < 0 and (φ_i − φ_{i−k}) / φ_i < k·ε, with k = max(min_window, ⌈window_share · i⌉). The threshold is
     k·ε, not ε: the *average* improvement an iteration is compared with ε.
 
-    Source: Martens, "Deep learning via Hessian-free optimization", ICML 2010, section 4.4: ε = 5e-4, k = max(10, 0.1 i).
+    Source: Martens, "Deep learning via Hessian-free optimization", ICML 2010, section 4.4, with these constants.
     """
 
     tolerance: float = 5e-4
@@ -77,7 +77,8 @@ class RelativeProgress:
 
     def __call__(self, progress: Progress) -> jax.Array:
         step, values = progress.step, progress.values
-        window = jnp.maximum(self.min_window, jnp.ceil(self.window_share * step).astype(step.dtype))
+        share = jnp.ceil(self.window_share * step.astype(values.dtype)).astype(step.dtype)
+        window = jnp.maximum(self.min_window, share)
         now, then = values[step], values[jnp.maximum(step - window, 0)]
         # (φ_i − φ_{i−k}) / φ_i < k·ε with the division by the negative φ_i multiplied out
         stalled = now - then > window.astype(values.dtype) * self.tolerance * now

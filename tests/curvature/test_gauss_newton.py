@@ -1,0 +1,101 @@
+"""The Gauss-Newton operator against dense matrices from an independent route."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hfopt
+from tests.cases import CASES, Case, N, dense_gauss_newton, relative_error
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+def _vector(params):
+    flat, unravel = ravel_pytree(params)
+    return unravel(jax.random.normal(jax.random.key(9), flat.shape))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_equals_the_hessian_of_the_linearised_model(case, chunk_size):
+    operator = hfopt.gauss_newton(case.objective.bind(case.batch, chunk_size=chunk_size), case.params)
+    expected = dense_gauss_newton(case)
+    assert relative_error(operator.to_dense(), expected) < 1e-10
+    assert relative_error(operator.diagonal(), jnp.diag(expected)) < 1e-10
+    v = _vector(case.params)
+    flat = ravel_pytree(v)[0]
+    assert relative_error(operator @ v, expected @ flat) < 1e-10
+    assert operator.quadratic_form(v) == pytest.approx(float(flat @ expected @ flat), rel=1e-10)
+
+
+def test_is_symmetric_and_positive_semidefinite_for_convex_losses(case):
+    dense = np.asarray(hfopt.gauss_newton(case.objective.bind(case.batch), case.params).to_dense())
+    np.testing.assert_allclose(dense, dense.T, atol=1e-12 * abs(dense).max())
+    assert np.linalg.eigvalsh(dense).min() > -1e-12 * abs(dense).max()
+
+
+def test_runs_under_jit_and_vmap(case):
+    value_fn = case.objective.bind(case.batch)
+    dense = dense_gauss_newton(case)
+    flat, unravel = ravel_pytree(case.params)
+    vectors = jax.random.normal(jax.random.key(3), (3, flat.size))
+    product = jax.jit(jax.vmap(lambda v: ravel_pytree(hfopt.gauss_newton(value_fn, case.params) @ unravel(v))[0]))
+    assert relative_error(product(vectors), vectors @ dense) < 1e-10
+
+
+def test_curvature_batch_replaces_the_batch():
+    case = CASES["mlp-squared"]()
+    part = tuple(x[:3] for x in case.batch)
+    operator = hfopt.gauss_newton(case.objective.bind(case.batch, curvature_batch=part), case.params)
+    assert relative_error(operator.to_dense(), dense_gauss_newton(case._replace(batch=part))) < 1e-10
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("name", ["cnn-softmax-integer", "rnn-squared"])
+def test_float32_products_agree_to_float32_accuracy(name):
+    with jax.enable_x64(True):
+        case = CASES[name]()
+        expected = np.asarray(dense_gauss_newton(case), np.float32)
+    case = jax.tree.map(lambda x: np.asarray(x, np.float32) if x.dtype == np.float64 else x, (case.params, case.batch))
+    params, batch = case
+    operator = hfopt.gauss_newton(CASES[name]().objective.bind(batch), params)
+    chex.assert_type(jax.tree.leaves(operator @ params), jnp.float32)
+    assert relative_error(operator.to_dense(), expected) < 1e-5
+
+
+def test_a_model_with_only_a_reverse_rule_has_products_too():
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+    x = jnp.arange(1.0, 5).reshape(4, 1)
+    objective = lambda f: hfopt.Objective(lambda p, x: f(x @ p), optax.squared_error)  # noqa: E731
+    batch, params = (x, jnp.ones((4, 2))), jnp.ones((1, 2))
+    dense = [hfopt.gauss_newton(objective(f).bind(batch), params).to_dense() for f in (square, lambda x: x**2)]
+    np.testing.assert_allclose(*dense, rtol=1e-12)
+
+
+def test_plain_functions_are_refused_with_the_way_out():
+    with pytest.raises(TypeError, match=r"hfopt\.Objective\(predict, loss\)\.bind\(batch\), got function"):
+        hfopt.gauss_newton(lambda params: 0.0, jnp.ones(2))
+
+
+@pytest.mark.parametrize("leaf", [jnp.arange(3, dtype=jnp.int32), np.ones(3, bool), np.ones(3, complex)])
+def test_parameters_that_are_not_floating_are_refused_by_name(leaf):
+    value_fn = hfopt.Objective(lambda p, x: x, optax.squared_error).bind((jnp.ones((N, 3)), jnp.ones((N, 3))))
+    with pytest.raises(TypeError, match=r"params\['count'\] has dtype"):
+        hfopt.gauss_newton(value_fn, {"count": leaf, "w": jnp.ones(3)})
+
+
+def test_vectors_of_another_shape_are_refused():
+    case = CASES["mlp-squared"]()
+    operator = hfopt.gauss_newton(case.objective.bind(case.batch), case.params)
+    with pytest.raises(ValueError, match="must have the structure, shapes and dtypes of the parameters"):
+        operator @ {"w": jnp.ones(3)}

@@ -1,0 +1,133 @@
+"""The objective: values, gradients, chunks, weights, and the errors at the boundary."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hfopt
+from tests.cases import CASES, Case, dense_value, relative_error
+
+VALUE_CASES = ["mlp-huber", "cnn-softmax-integer", "rnn-softmax-integer", "two-heads"]
+
+
+@pytest.fixture(params=VALUE_CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7, 3, 1])
+def test_value_and_gradient_are_those_of_the_formula(case, chunk_size):
+    value_fn = case.objective.bind(case.batch, chunk_size=chunk_size)
+    value, gradient = jax.jit(jax.value_and_grad(value_fn))(case.params)
+    expected, expected_gradient = jax.value_and_grad(partial(dense_value, case))(case.params)
+    assert value == pytest.approx(float(expected), rel=1e-12)
+    assert jax.jit(value_fn)(case.params) == pytest.approx(float(value), rel=1e-14)
+    assert relative_error(gradient, expected_gradient) < 1e-11
+
+
+def test_a_chunked_objective_differentiates_forwards_and_twice(case):
+    flat, unravel = ravel_pytree(case.params)
+    chunked = lambda t: case.objective.bind(case.batch, chunk_size=3)(unravel(t))  # noqa: E731
+    whole = lambda t: dense_value(case, unravel(t))  # noqa: E731
+    direction = jax.random.normal(jax.random.key(0), flat.shape)
+    hessian_product = lambda f: jax.jvp(jax.grad(f), (flat,), (direction,))[1]  # noqa: E731
+    assert jax.jvp(chunked, (flat,), (direction,))[1] == pytest.approx(float(jax.grad(whole)(flat) @ direction))
+    assert relative_error(hessian_product(chunked), hessian_product(whole)) < 1e-10
+
+
+def test_weights_of_zero_remove_examples_and_equal_weights_change_nothing():
+    case = CASES["mlp-softmax-integer"]()
+    value = lambda *batch: float(case.objective.bind(batch)(case.params))  # noqa: E731
+    inputs, targets = case.batch
+    assert value(inputs, targets, jnp.full(7, 3)) == pytest.approx(value(inputs, targets), rel=1e-14)
+    kept = np.array([1, 1, 1, 1, 0, 0, 0], bool)
+    assert value(inputs, targets, kept) == pytest.approx(value(inputs[:4], targets[:4]), rel=1e-14)
+
+
+def test_a_mask_may_be_a_prefix_of_the_parameters():
+    params = {"body": {"w": jnp.full(3, 2.0)}, "head": jnp.full(2, 5.0)}
+    predict = lambda params, x: jnp.zeros_like(x)  # noqa: E731
+    batch = (jnp.ones(4), jnp.zeros(4))
+    objective = partial(hfopt.Objective, predict, optax.squared_error, 0.1)
+    assert objective().bind(batch)(params) == pytest.approx(0.05 * (12 + 50))
+    assert objective(l2_mask={"body": True, "head": False}).bind(batch)(params) == pytest.approx(0.05 * 12)
+
+
+@pytest.mark.float32
+def test_low_precision_losses_are_averaged_in_float32():
+    predict = lambda params, x: x.astype(jnp.bfloat16) + params["b"].astype(jnp.bfloat16)  # noqa: E731
+    batch = (jnp.ones(4000), jnp.zeros(4000, jnp.bfloat16))
+    value = hfopt.Objective(predict, optax.squared_error).bind(batch)({"b": jnp.zeros(())})
+    assert value.dtype == jnp.float32
+    assert value == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_new_batch_of_the_same_shapes_does_not_recompile():
+    case = CASES["mlp-softmax-integer"]()
+    traces = []
+
+    @jax.jit
+    def evaluate(params, value_fn):
+        traces.append(None)
+        return jax.value_and_grad(value_fn)(params)
+
+    for scale in (1.0, 2.0, 3.0):
+        inputs, targets = case.batch
+        objective = hfopt.Objective(
+            case.predict, case.loss, l2_mask={"params": True}
+        )  # made anew: equal, not identical
+        evaluate(case.params, objective.bind((scale * inputs, targets), chunk_size=3))
+    assert len(traces) == 1
+    assert evaluate._cache_size() == 1
+
+
+@pytest.mark.float32
+def test_precision_reaches_the_products():
+    case = Case(lambda p, x: x @ p, optax.squared_error, jnp.ones((2, 2)), (jnp.ones((3, 2)), jnp.ones((3, 2))))
+    for precision, expected in (("highest", 2), (None, 0)):
+        value_fn = hfopt.Objective(case.predict, case.loss, precision=precision).bind(case.batch)
+        program = str(jax.make_jaxpr(lambda v, f=value_fn: hfopt.gauss_newton(f, case.params) @ v)(case.params))
+        assert program.count("Precision.HIGHEST") >= expected
+        assert ("Precision.HIGHEST" in program) == (expected > 0)
+
+
+X, Y = np.ones((4, 2)), np.zeros((4, 2))
+
+
+def _bind(*args, predict=lambda p, x: x @ p, loss=optax.squared_error, **options):
+    return hfopt.Objective(predict, loss).bind(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _bind((X, Y[:3])), "disagree on the number of examples: inputs has 4, targets has 3"),
+        (lambda: _bind(({"a": X, "b": X[:2]}, Y)), r"inputs\['a'\] has 4, inputs\['b'\] has 2"),
+        (lambda: _bind((X, Y, np.ones(3))), "disagree on the number of examples: inputs has 4, weights has 3"),
+        (lambda: _bind((X, Y, np.ones((4, 1)))), r"weights in `batch` must have shape \(N,\), got \(4, 1\)"),
+        (lambda: _bind((X[:0], Y[:0])), r"`batch` is empty \(0 examples\)"),
+        (lambda: _bind((X, Y), curvature_batch=(X[:0], Y[:0])), "`curvature_batch` is empty"),
+        (lambda: _bind(X), r"must be \(inputs, targets\) or \(inputs, targets, weights\), got ndarray"),
+        (lambda: _bind((X,)), "got a tuple of length 1"),
+        (lambda: _bind((None, None)), "holds no arrays"),
+        (lambda: _bind((X, 3.0)), "`targets` in `batch` is a scalar; every leaf needs a leading batch axis"),
+        (lambda: _bind((X, Y), chunk_size=0), "`chunk_size` must be a positive integer or None, got 0"),
+        (lambda: _bind((X, Y), loss=lambda z, y: jnp.mean(z))(jnp.ones((2, 2))), "`loss` returned a scalar; it must"),
+        (lambda: _bind((X, Y), loss=lambda z, y: z.sum(0))(jnp.ones((2, 2))), r"returned shape \(2,\) for 4 examples"),
+        (lambda: _bind((X, Y), loss=lambda z, y: (z > 0)[:, 0])(jnp.ones((2, 2))), "must return floating values"),
+        (lambda: hfopt.Objective(lambda p, x: x, optax.l2_loss, l2=-1.0), "`l2` must be at least 0, got -1.0"),
+    ],
+)
+def test_bad_input_gets_one_clear_message(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_what_is_not_callable_is_refused():
+    with pytest.raises(TypeError, match="`loss` must be callable, got str"):
+        hfopt.Objective(lambda p, x: x, "mse")
