@@ -74,9 +74,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from experiments import benchmarks  # imported late: training needs none of it
+    from experiments.benchmarks import main as bench  # imported late: training needs none of it
 
-    return benchmarks.main(arguments.rest) or 0
+    return bench(arguments.rest) or 0
 
 
 def _config(arguments: argparse.Namespace) -> Config:
