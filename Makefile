@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine with Python >= 3.11:
+#   make demo   trains a CNN on real handwritten digits by Hessian-free Newton, next to Adam and SGD
+#   make test   runs the tests
+# Each makes its own virtual environment from pinned versions first, when it is not there.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+READY = $(VENV)/.ready
+TESTS ?= tests
+
+.PHONY: demo test test-core test-slow lint bench constraints clean help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(READY)
+	$(RUN) -m experiments compare configs/digits_cnn.yaml
+
+test: $(READY)
+	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" $(TESTS)
+
+# The package itself, without the experiments: what a second interpreter is checked with.
+test-core: $(READY)
+	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" --ignore tests/experiments tests
+
+test-slow: $(READY)
+	$(RUN) -m pytest -m slow tests
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(READY)
+	$(RUN) -m experiments bench products
+
+# Python 3.11 gets the oldest JAX supported, every later interpreter the newest one.
+$(READY): pyproject.toml constraints/oldest.txt constraints/newest.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "hfopt needs Python >= 3.11; $(PYTHON) is older. Run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[experiments,plots,dev]' \
+	  --constraint constraints/$$($(RUN) -c 'import sys; print("oldest" if sys.version_info < (3, 12) else "newest")').txt
+	@touch $(READY)
+
+# Writes down what the environment holds now, as the pins of the next one.
+constraints: $(READY)
+	$(RUN) -m pip freeze --exclude-editable > \
+	  constraints/$$($(RUN) -c 'import sys; print("oldest" if sys.version_info < (3, 12) else "newest")').txt
+
+clean:
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache
