@@ -1,5 +1,6 @@
 """hfopt: Hessian-free (truncated Newton) training for JAX, as an Optax gradient transformation."""
 
+from hfopt import presets
 from hfopt.control.damping import Constant as constant_damping
 from hfopt.control.damping import LevenbergMarquardt as levenberg_marquardt
 from hfopt.control.line_search import Armijo as armijo
@@ -30,6 +31,7 @@ __all__ = [
     "gauss_newton",
     "hessian_free",
     "levenberg_marquardt",
+    "presets",
     "relative_progress",
     "relative_residual",
 ]

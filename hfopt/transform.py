@@ -4,8 +4,9 @@ A step at θ, with the objective f, its gradient g and the curvature G on the ba
 
 1. linearise the model once;
 2. solve (G + λI) d = −g by conjugate gradients, from the last solution scaled by `warm_start`;
-3. search along d for a step s = αd that lowers f enough; if there is none, or anything is not finite, reject: s = 0;
-4. let λ follow ρ = (f(θ + s) − f(θ)) / (gᵀs + ½ sᵀGs).
+3. where the solver kept iterates, walk back over them while f falls;
+4. search along d for a step s = αd that lowers f enough; if there is none, or anything is not finite, reject: s = 0;
+5. let λ follow ρ = (f(θ + s) − f(θ)) / (gᵀs + ½ sᵀGs).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.control.backtracking import last_iterate, walk_back
 from hfopt.control.damping import Damping, LevenbergMarquardt
 from hfopt.control.line_search import Armijo, LineSearch
 from hfopt.convolutions import canonical
@@ -37,7 +39,7 @@ class StepInfo(NamedTuple):
     cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
     step_size: jax.Array  # α; 0 when the step was rejected
     products: jax.Array  # int32: curvature-vector products spent
-    evaluations: jax.Array  # int32: trial losses computed by the line search
+    evaluations: jax.Array  # int32: trial losses computed by backtracking and line search
     accepted: jax.Array  # bool: whether the parameters moved
 
 
@@ -134,21 +136,26 @@ def hessian_free(
         operator = curvature(value_fn, params)
         start = None if warm_start is None else optax.tree.scale(warm_start, state.solution)
         result = solver.solve(operator, optax.tree.scale(-1, updates), start, damping=state.damping)
-        direction = result.solution
+
+        evaluate = canonical(value_fn)  # it runs inside the loops of backtracking and of the line search
+        loss_after = lambda step: evaluate(optax.apply_updates(params, step)).astype(dtype)  # noqa: E731
+        if result.kept is None:
+            choice = last_iterate(result)
+        else:
+            choice = walk_back(result, result.kept, lambda d: loss_after(_step(params, jnp.ones((), dtype), d)))
+        direction = choice.direction
 
         slope = optax.tree.vdot(grad, direction).astype(dtype)
-        evaluate = canonical(value_fn)  # it runs inside the loop of the line search
-        along = lambda alpha: _moved(params, _step(params, alpha, direction))  # noqa: E731
-        search = line_search.search(lambda alpha: evaluate(along(alpha)).astype(dtype), loss, slope)
+        trial_loss = lambda alpha: loss_after(_step(params, alpha, direction))  # noqa: E731
+        search = line_search.search(trial_loss, loss, slope, choice.loss)
 
         accepted = search.accepted & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
         alpha = jnp.where(accepted, search.step_size, 0)
-        step = _step(params, alpha, direction)
-        step = optax.tree.where(accepted, step, optax.tree.zeros_like(step))
+        step = _where_accepted(accepted, _step(params, alpha, direction))
 
         # CG ends with φ(d) = gᵀd + ½ dᵀ(G + λI)d; dᵀGd follows from it without another product.
         model_slope = optax.tree.vdot(updates, direction)
-        damped_form = 2 * (result.model_value - model_slope)
+        damped_form = 2 * (choice.model_value - model_slope)
         form = damped_form - state.damping * optax.tree.vdot(direction, direction)
         predicted = alpha * model_slope + 0.5 * alpha**2 * form
         ratio = _reduction_ratio(search.new_loss - loss, predicted, accepted)
@@ -162,10 +169,10 @@ def hessian_free(
             cg_stop=result.stop,
             step_size=alpha,
             products=result.products,
-            evaluations=search.evaluations,
+            evaluations=search.evaluations + choice.evaluations,
             accepted=accepted,
         )
-        solution = () if warm_start is None else optax.tree.where(accepted, direction, optax.tree.zeros_like(direction))
+        solution = () if warm_start is None else _where_accepted(accepted, result.solution)
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
@@ -182,9 +189,8 @@ def _step(params: Any, alpha: jax.Array, direction: Any) -> Any:
     return jax.tree.map(lambda p, d: (alpha * d).astype(p.dtype), params, direction)
 
 
-def _moved(params: Any, step: Any) -> Any:
-    # The same arithmetic as the user's, so that the loss reported is the loss of the parameters he will hold.
-    return optax.apply_updates(params, step)
+def _where_accepted(accepted: jax.Array, tree: Any) -> Any:
+    return optax.tree.where(accepted, tree, optax.tree.zeros_like(tree))
 
 
 def _reduction_ratio(actual: jax.Array, predicted: jax.Array, accepted: jax.Array) -> jax.Array:

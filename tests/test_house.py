@@ -21,6 +21,7 @@ ORDER = [
     ["solve"],
     ["control"],
     ["transform"],
+    ["presets"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

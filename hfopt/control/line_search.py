@@ -20,8 +20,10 @@ class LineSearchResult(NamedTuple):
 class LineSearch(Protocol):
     """A rule for the step length α."""
 
-    def search(self, trial_loss: Callable[[Any], Any], loss: jax.Array, slope: jax.Array) -> LineSearchResult:
-        """Choose α from ``trial_loss(α)`` = f(θ + αd), f(θ) and the slope gᵀd."""
+    def search(
+        self, trial_loss: Callable[[Any], Any], loss: jax.Array, slope: jax.Array, full_step_loss: jax.Array | None
+    ) -> LineSearchResult:
+        """Choose α from ``trial_loss(α)`` = f(θ + αd), f(θ) and the slope gᵀd; f(θ + d) where it is known already."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,32 @@ class Armijo:
         if self.max_trials < 1:
             raise ValueError(f"armijo: `max_trials` must be at least 1, got {self.max_trials}.")
 
-    def search(self, trial_loss: Callable[[Any], Any], loss: jax.Array, slope: jax.Array) -> LineSearchResult:
+    def search(
+        self,
+        trial_loss: Callable[[Any], Any],
+        loss: jax.Array,
+        slope: jax.Array,
+        full_step_loss: jax.Array | None = None,
+    ) -> LineSearchResult:
         """See `LineSearch.search`."""
 
-        def attempt(last: LineSearchResult) -> LineSearchResult:
-            step_size = jnp.where(last.evaluations == 0, 1.0, last.step_size * self.shrink).astype(slope.dtype)
-            new_loss = trial_loss(step_size)
+        def judged(step_size: jax.Array, new_loss: jax.Array, evaluations: jax.Array) -> LineSearchResult:
             enough = new_loss <= loss + self.sufficient_decrease * step_size * slope
             # slope = 0 is a stationary point, where d = 0: staying there is no failure.
-            return LineSearchResult(step_size, new_loss, enough & (slope <= 0), last.evaluations + 1)
+            return LineSearchResult(step_size, new_loss, enough & (slope <= 0), evaluations)
 
-        start = LineSearchResult(jnp.zeros_like(slope), loss, jnp.bool_(False), jnp.int32(0))
-        unfinished = lambda r: ~r.accepted & (r.evaluations < self.max_trials)  # noqa: E731
-        return jax.lax.while_loop(unfinished, attempt, start)
+        def attempt(last: LineSearchResult) -> LineSearchResult:
+            step_size = jnp.where(last.step_size == 0, 1.0, last.step_size * self.shrink).astype(slope.dtype)
+            return judged(step_size, trial_loss(step_size), last.evaluations + 1)
+
+        if full_step_loss is None:
+            start, trials = (
+                LineSearchResult(jnp.zeros_like(slope), loss, jnp.bool_(False), jnp.int32(0)),
+                self.max_trials,
+            )
+        else:
+            start, trials = judged(jnp.ones_like(slope), full_step_loss, jnp.int32(0)), self.max_trials - 1
+        return jax.lax.while_loop(lambda r: ~r.accepted & (r.evaluations < trials), attempt, start)
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,16 @@ class FixedStep:
 
     step_size: float = 1.0
 
-    def search(self, trial_loss: Callable[[Any], Any], loss: jax.Array, slope: jax.Array) -> LineSearchResult:
+    def search(
+        self,
+        trial_loss: Callable[[Any], Any],
+        loss: jax.Array,
+        slope: jax.Array,
+        full_step_loss: jax.Array | None = None,
+    ) -> LineSearchResult:
         """See `LineSearch.search`."""
         step_size = jnp.full_like(slope, self.step_size)
+        if full_step_loss is not None and self.step_size == 1:
+            return LineSearchResult(step_size, full_step_loss, jnp.isfinite(full_step_loss), jnp.int32(0))
         new_loss = trial_loss(step_size)
         return LineSearchResult(step_size, new_loss, jnp.isfinite(new_loss), jnp.int32(1))

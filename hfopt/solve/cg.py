@@ -11,8 +11,10 @@ Minimises φ(x) = ½ xᵀ(A + λI)x − bᵀx on pytrees. How it differs from th
 4. a non-finite number ends it too, and the last finite iterate is returned.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,14 @@ import optax
 
 from hfopt.curvature.operator import Operator
 from hfopt.solve.stopping import Progress, RelativeProgress, Stop, StopRule
+
+
+class Kept(NamedTuple):
+    """Iterates kept on the way, for `hfopt.control.backtracking`; slots from ``filled`` on are unused."""
+
+    iterates: Any  # shaped like b with a leading axis of slots
+    steps: jax.Array  # (slots,) int32: the iteration each slot is for
+    filled: jax.Array  # int32: slots in use
 
 
 class CGResult(NamedTuple):
@@ -33,6 +43,7 @@ class CGResult(NamedTuple):
     model_value: jax.Array  # φ(x)
     products: jax.Array  # int32: A·v products of the iteration (the one for residual_norm is not counted)
     values: jax.Array  # (max_steps + 1,): φ_0 … φ_steps, then NaN
+    kept: Kept | None  # with ``keep_ratio``
 
 
 class _State(NamedTuple):
@@ -44,6 +55,7 @@ class _State(NamedTuple):
     ry: jax.Array  # rᵀM⁻¹r
     values: jax.Array
     stop: jax.Array
+    kept: Kept | None
 
 
 @dataclass(frozen=True)
@@ -54,17 +66,22 @@ class ConjugateGradient:
       max_steps: the most iterations.
       stop: a stop rule, or a tuple of them of which the first to hold ends the iteration. An empty tuple runs to
         ``max_steps``.
+      keep_ratio: keep the iterates of the iterations ⌈5 · keep_ratioʲ⌉, j = 0, 1, … for backtracking over them; one
+        vector of memory each. Martens has 1.3: iterations 5, 7, 9, 11, 15, … ``None`` keeps none.
 
     Raises:
-      ValueError: ``max_steps`` is not a positive integer.
+      ValueError: ``max_steps`` is not a positive integer, or ``keep_ratio`` is not above 1.
     """
 
     max_steps: int = 50
     stop: StopRule | tuple[StopRule, ...] = RelativeProgress()  # noqa: RUF009 - immutable
+    keep_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(f"cg: `max_steps` must be a positive integer, got {self.max_steps!r}.")
+        if self.keep_ratio is not None and not self.keep_ratio > 1:
+            raise ValueError(f"cg: `keep_ratio` must be above 1 or None, got {self.keep_ratio}.")
 
     def solve(
         self,
@@ -101,7 +118,7 @@ class ConjugateGradient:
         y = precondition(r)
         rhs_norm, ry, first = optax.tree.norm(rhs), vdot(r, y), -0.5 * (vdot(rhs, x) + vdot(r, x))
         tiny = jnp.finfo(ry.dtype).tiny
-        count = jnp.int32(0 if start is None else 1)
+        spent = jnp.int32(0 if start is None else 1)
         stop = jnp.where(ry == 0, Stop.SOLVED, Stop.NONE)
         stop = jnp.where(jnp.isfinite(ry) & jnp.isfinite(first), stop, Stop.NONFINITE)
 
@@ -127,13 +144,18 @@ class ConjugateGradient:
             finite = jnp.isfinite(curvature) & jnp.isfinite(ry) & jnp.isfinite(phi)
             sound = finite & (curvature >= tiny)
             reason = jnp.where(finite | (curvature < tiny), Stop.NEGATIVE_CURVATURE, Stop.NONFINITE)
-            done = _State(step, state.products, x, r, p, ry, values, stop.astype(jnp.int32))
+            kept = None if state.kept is None else _keep(state.kept, step, x)
+            done = _State(step, state.products, x, r, p, ry, values, stop.astype(jnp.int32), kept)
             failed = state._replace(stop=reason.astype(jnp.int32))
-            chosen = optax.tree.where(sound, done, failed)
-            return chosen._replace(products=state.products + 1)
+            # What is kept needs no choice: a slot counts as filled only by the step it is for.
+            chosen = optax.tree.where(sound, done._replace(kept=None), failed._replace(kept=None))
+            if kept is not None and state.kept is not None:
+                kept = kept._replace(filled=jnp.where(sound, kept.filled, state.kept.filled))
+            return chosen._replace(products=state.products + 1, kept=kept)
 
         values = jnp.full(self.max_steps + 1, jnp.nan, ry.dtype).at[0].set(first)
-        state = _State(jnp.int32(0), count, x, r, y, ry, values, stop.astype(jnp.int32))
+        kept = self._empty_kept(rhs)
+        state = _State(jnp.int32(0), spent, x, r, y, ry, values, stop.astype(jnp.int32), kept)
         state = jax.lax.while_loop(lambda s: s.stop == Stop.NONE, iterate, state)
         return CGResult(
             solution=state.x,
@@ -143,4 +165,24 @@ class ConjugateGradient:
             model_value=state.values[state.step],
             products=state.products,
             values=state.values,
+            kept=state.kept,
         )
+
+    def _empty_kept(self, rhs: Any) -> Kept | None:
+        if self.keep_ratio is None:
+            return None
+        # The unrounded number is multiplied on: 5, 7, 9, 11, … and not 5, 7, 10, 13, …
+        ends = (5.0 * self.keep_ratio**j for j in count())
+        series = [math.ceil(end) for end in takewhile(lambda end: math.ceil(end) <= self.max_steps, ends)]
+        steps = jnp.array(series or [self.max_steps + 1], jnp.int32)  # one unused slot where the series is empty
+        iterates = jax.tree.map(lambda b: jnp.zeros((steps.size, *b.shape), b.dtype), rhs)
+        return Kept(iterates, steps, jnp.int32(0))
+
+
+def _keep(kept: Kept, step: jax.Array, x: Any) -> Kept:
+    """Write x into the next free slot; it counts only when this is the iteration the slot is for."""
+    slot = jnp.minimum(kept.filled, kept.steps.size - 1)
+    free = kept.filled < kept.steps.size
+    write = lambda slots, x: slots.at[slot].set(jnp.where(free, x, slots[slot]))  # noqa: E731
+    due = free & (step == kept.steps[slot])
+    return Kept(jax.tree.map(write, kept.iterates, x), kept.steps, kept.filled + due.astype(jnp.int32))

@@ -1,0 +1,40 @@
+"""The Hessian H = I/C + (1/N) Σ ∇²ξ_i of the objective as an operator."""
+
+from typing import Any
+
+import jax
+import optax
+
+from hfopt.batch import Examples
+from hfopt.curvature.average import Products, average
+from hfopt.curvature.operator import Operator
+from hfopt.objective import ValueFn
+
+
+def hessian(value_fn: ValueFn, params: Any) -> Operator:
+    """H = I/C + (1/N) Σ ∇²ξ_i at ``params``, over the curvature batch of ``value_fn``.
+
+    H = G + (1/N) Σ_i Σ_k r_ik ∇²z_ik, with G of `gauss_newton` and r_i = ∂ξ_i/∂z_i. It is indefinite in general: away
+    from a minimum the second term has either sign. I/C is included; damping is not.
+
+    Args:
+      value_fn: from `Objective.bind`. With a ``curvature_batch`` the mean is taken over that one.
+      params: a pytree of floating arrays.
+
+    Returns:
+      An `Operator`. ``H @ v`` costs one jvp of the gradient, linearised once; ``H.quadratic_form(v)`` the same.
+
+    Raises:
+      TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
+
+    References:
+      Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
+    """
+
+    def products(rows: Examples) -> Products:
+        # Not the gradient of value_fn itself: its rule for a chunked batch has no second derivative.
+        gradient = jax.grad(lambda p: value_fn.objective.mean_loss(p, rows))
+        product = jax.linearize(gradient, params)[1]
+        return product, lambda v: optax.tree.vdot(v, product(v))
+
+    return average(value_fn, params, products)
