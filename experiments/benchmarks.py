@@ -1,7 +1,8 @@
-"""`python -m experiments bench …`: what a curvature product costs, as ratios measured inside one process.
+"""`python -m experiments bench …`: what a curvature product costs, and what preconditioners save.
 
-Machines are shared and noisy, so nothing here is a time alone: every number is a time over that of `value_and_grad` on
-the same batch, the two measured in turns, and the median over the turns.
+Machines are shared and noisy, so no time stands alone: every number of `products` is a time over that of
+`value_and_grad` on the same batch, the two measured in turns, and the median over the turns. `preconditioners` counts
+iterations.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hfopt
+from experiments import preconditioning
 from experiments.problems.models import CNN, MLP
 from hfopt.batch import examples
 from hfopt.losses import output_hessian
@@ -59,15 +61,24 @@ CASES = (
 def main(argv: Sequence[str]) -> int:
     """Run a benchmark and print its table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments bench", description=__doc__)
-    parser.add_argument("what", choices=["products"], help="products: one curvature product / one value_and_grad")
+    parser.add_argument(
+        "what",
+        choices=["products", "preconditioners"],
+        help="products: one curvature product / one value_and_grad; preconditioners: CG iterations each one saves",
+    )
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds to take the median of")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    rows = [row for case in CASES for row in product_ratios(case, arguments.rounds)]
+    if arguments.what == "preconditioners":
+        rows = preconditioning.rows()
+    else:
+        rows = [row for case in CASES for row in product_ratios(case, arguments.rounds)]
     if arguments.json:
         print(json.dumps({"machine": machine(), "rows": rows}, indent=2))
+    elif arguments.what == "preconditioners":
+        preconditioning.print_table(rows, machine())
     else:
         _print_products(rows)
     return 0

@@ -147,8 +147,12 @@ class HessianFree(Training):
     max_cg_steps: PositiveInt | None = None
     # CG stops when the residual is this fraction of the gradient, instead of by the progress of the quadratic model.
     cg_tolerance: OpenFraction | None = None
-    damping: Literal["levenberg_marquardt", "constant"] = "levenberg_marquardt"
+    damping: Literal["trust", "levenberg_marquardt", "constant"] = "trust"
     initial_damping: PositiveFloat | None = None
+    trust_region: Literal["earned", "constant", "none"] = "earned"
+    # The bound on half the squared length of a step in the norm of the damped curvature; at trust level one if earned.
+    trust_radius: PositiveFloat | None = None
+    line_search: Literal["full_step", "armijo"] = "full_step"
     # Fraction of the last solution that CG starts from. 0: from zero.
     warm_start: HalfOpenFraction | None = None
 

@@ -56,12 +56,20 @@ def _learning_rate(settings: config.FirstOrder, total_steps: int) -> optax.Scala
     return settings.learning_rate
 
 
+_DAMPINGS = {
+    "trust": hfopt.trust_damping,
+    "levenberg_marquardt": hfopt.levenberg_marquardt,
+    "constant": hfopt.constant_damping,
+}
+_LINE_SEARCHES = {"full_step": hfopt.full_step, "armijo": hfopt.armijo}
+
+
 def _hessian_free(settings: config.HessianFree) -> Optimizer:
-    stop = None if settings.cg_tolerance is None else hfopt.relative_residual(settings.cg_tolerance)
-    damping = hfopt.constant_damping if settings.damping == "constant" else hfopt.levenberg_marquardt
     transformation = hfopt.hessian_free(
-        solver=hfopt.cg(**_given(max_steps=settings.max_cg_steps, stop=stop)),
-        damping=damping(**_given(initial=settings.initial_damping)),
+        damping=_DAMPINGS[settings.damping](**_given(initial=settings.initial_damping)),
+        line_search=_LINE_SEARCHES[settings.line_search](),
+        **_solver(settings),
+        **_trust_region(settings),
         **({"warm_start": None} if settings.warm_start == 0 else _given(warm_start=settings.warm_start)),
     )
     return Optimizer(
@@ -69,6 +77,23 @@ def _hessian_free(settings: config.HessianFree) -> Optimizer:
         report=lambda state: state.info._asdict(),
         readable=lambda report: report | {"cg_stop": hfopt.Stop(report["cg_stop"]).name.lower()},
     )
+
+
+def _solver(settings: config.HessianFree) -> dict[str, Any]:
+    stop = None if settings.cg_tolerance is None else hfopt.relative_residual(settings.cg_tolerance)
+    chosen = _given(max_steps=settings.max_cg_steps, stop=stop)
+    return {"solver": hfopt.cg(**({"max_steps": 250} | chosen))} if chosen else {}
+
+
+def _trust_region(settings: config.HessianFree) -> dict[str, Any]:
+    radius = _given(radius=settings.trust_radius)
+    match settings.trust_region:
+        case "none":
+            return {"trust_region": None}
+        case "constant":
+            return {"trust_region": hfopt.trust_region(**({"radius": 0.01} | radius))}
+        case _:
+            return {"trust_region": hfopt.earned_trust(**radius)}
 
 
 def _given(**arguments: Any) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """hfopt: Hessian-free (truncated Newton) training for JAX, as an Optax gradient transformation."""
 
 from hfopt import presets
+from hfopt.control.damping import ByTrust as trust_damping
 from hfopt.control.damping import Constant as constant_damping
 from hfopt.control.damping import LevenbergMarquardt as levenberg_marquardt
 from hfopt.control.line_search import Armijo as armijo
 from hfopt.control.line_search import FixedStep as fixed_step
+from hfopt.control.line_search import FullStep as full_step
+from hfopt.control.trust_region import Earned as earned_trust
+from hfopt.control.trust_region import Scheduled as trust_region
 from hfopt.curvature import Operator, gauss_newton
 from hfopt.objective import Objective, ValueFn
 from hfopt.solve.cg import CGResult
@@ -27,11 +31,15 @@ __all__ = [
     "armijo",
     "cg",
     "constant_damping",
+    "earned_trust",
     "fixed_step",
+    "full_step",
     "gauss_newton",
     "hessian_free",
     "levenberg_marquardt",
     "presets",
     "relative_progress",
     "relative_residual",
+    "trust_damping",
+    "trust_region",
 ]

@@ -25,5 +25,6 @@ def simplenn() -> optax.GradientTransformationExtraArgs:
         solver=ConjugateGradient(max_steps=250, stop=RelativeResidual(0.1)),
         damping=LevenbergMarquardt(initial=1.0, increase=3 / 2, decrease=2 / 3, lower=0.25, upper=0.75),
         line_search=Armijo(shrink=0.5, sufficient_decrease=1e-4, max_trials=60),
+        trust_region=None,
         warm_start=None,
     )

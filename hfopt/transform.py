@@ -2,11 +2,12 @@
 
 A step at θ, with the objective f, its gradient g and the curvature G on the batch:
 
-1. linearise the model once;
-2. solve (G + λI) d = −g by conjugate gradients, from the last solution scaled by `warm_start`;
+1. where trust is learned, judge the last step on this batch, which it had not seen;
+2. linearise the model once, and solve (G + λI) d = −g by conjugate gradients, from `warm_start` · the last solution;
 3. where the solver kept iterates, walk back over them while f falls;
-4. search along d for a step s = αd that lowers f enough; if there is none, or anything is not finite, reject: s = 0;
-5. let λ follow ρ = (f(θ + s) − f(θ)) / (gᵀs + ½ sᵀGs).
+4. shorten d until ½ dᵀ(G + λI)d ≤ κ, and search along it for a step s that lowers f enough; if there is none, or
+   anything is not finite, reject: s = 0;
+5. let λ and the trust region follow ρ = (f(θ + s) − f(θ)) / (gᵀs + ½ sᵀGs).
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.control.backtracking import last_iterate, walk_back
-from hfopt.control.damping import Damping, LevenbergMarquardt
-from hfopt.control.line_search import Armijo, LineSearch
+from hfopt.control.damping import ByTrust, Damping
+from hfopt.control.line_search import FullStep, LineSearch
+from hfopt.control.trust_region import Earned, Outcome, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
 from hfopt.curvature.gauss_newton import check_params, check_value_fn, gauss_newton
 from hfopt.curvature.operator import Operator
@@ -37,9 +39,9 @@ class StepInfo(NamedTuple):
     damping: jax.Array  # λ the step was solved with
     cg_steps: jax.Array  # int32: CG iterations
     cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
-    step_size: jax.Array  # α; 0 when the step was rejected
+    step_size: jax.Array  # s = step_size · d, with d the solution of CG; 0 when the step was rejected
     products: jax.Array  # int32: curvature-vector products spent
-    evaluations: jax.Array  # int32: trial losses computed by backtracking and line search
+    evaluations: jax.Array  # int32: losses computed at trial points, by backtracking and line search
     accepted: jax.Array  # bool: whether the parameters moved
 
 
@@ -50,16 +52,18 @@ class HessianFreeState(NamedTuple):
     rejected: jax.Array  # int32: steps rejected so far
     damping: jax.Array  # λ for the next step
     solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
+    trust: Any  # the state of the trust region; () without one
     info: StepInfo
 
 
 def hessian_free(
     *,
     curvature: Curvature = gauss_newton,
-    solver: ConjugateGradient = ConjugateGradient(),  # noqa: B008 - immutable
-    damping: Damping = LevenbergMarquardt(),  # noqa: B008
-    line_search: LineSearch = Armijo(),  # noqa: B008
-    warm_start: float | None = 0.95,
+    solver: ConjugateGradient = ConjugateGradient(max_steps=250),  # noqa: B008 - immutable
+    damping: Damping = ByTrust(),  # noqa: B008
+    trust_region: TrustRegion | None = Earned(),  # noqa: B008
+    line_search: LineSearch = FullStep(),  # noqa: B008
+    warm_start: float | None = 0.8,
 ) -> optax.GradientTransformationExtraArgs:
     """Hessian-free Newton: truncated CG on the damped Gauss-Newton system, with step control.
 
@@ -68,8 +72,9 @@ def hessian_free(
     Args:
       curvature: ``curvature(value_fn, params) -> Operator``, e.g. `hfopt.gauss_newton`.
       solver: of the linear system; `hfopt.cg`.
-      damping: the rule for λ; `hfopt.levenberg_marquardt`, `hfopt.constant_damping`.
-      line_search: the rule for α; `hfopt.armijo`, `hfopt.fixed_step`.
+      damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`.
+      trust_region: the rule for κ; `hfopt.earned_trust`, `hfopt.trust_region`, or ``None``: no bound.
+      line_search: the rule for the length; `hfopt.full_step`, `hfopt.armijo`, `hfopt.fixed_step`.
       warm_start: CG starts from this multiple of the last solution; ``None``: from zero, which also saves one product
         a step and the memory of the solution.
 
@@ -106,6 +111,8 @@ def hessian_free(
       convolutional neural networks", ACM TIST 2020.
     """
 
+    region = Unbounded() if trust_region is None else trust_region
+
     def init(params: Any) -> HessianFreeState:
         check_params(params)
         dtype = _scalar_dtype(params)
@@ -115,7 +122,8 @@ def hessian_free(
         nan = lambda: jnp.full((), jnp.nan, dtype)  # noqa: E731
         info = StepInfo(nan(), nan(), nan(), nan(), none(), none(), zero(), none(), none(), jnp.zeros((), bool))
         solution = () if warm_start is None else optax.tree.zeros_like(params)
-        return HessianFreeState(none(), none(), jnp.full((), damping.initial, dtype), solution, info)
+        trust = region.init(params, dtype)
+        return HessianFreeState(none(), none(), jnp.full((), damping.initial, dtype), solution, trust, info)
 
     def update(
         updates: Any,
@@ -133,38 +141,48 @@ def hessian_free(
         loss = jnp.asarray(value_fn(params) if value is None else value, dtype)
         grad = updates if grad is None else grad
 
-        operator = curvature(value_fn, params)
-        start = None if warm_start is None else optax.tree.scale(warm_start, state.solution)
-        result = solver.solve(operator, optax.tree.scale(-1, updates), start, damping=state.damping)
-
-        evaluate = canonical(value_fn)  # it runs inside the loops of backtracking and of the line search
+        evaluate = canonical(value_fn)  # it runs inside loops
         loss_after = lambda step: evaluate(optax.apply_updates(params, step)).astype(dtype)  # noqa: E731
+
+        trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
+        used_damping = damping.current(state.damping, region.level(trust))
+        operator = curvature(value_fn, params)
+        result = solver.solve(
+            operator,
+            optax.tree.scale(-1, updates),
+            None if warm_start is None else optax.tree.scale(warm_start, state.solution),
+            damping=used_damping,
+            step_limit=region.cg_steps(trust),
+        )
         if result.kept is None:
             choice = last_iterate(result)
         else:
             choice = walk_back(result, result.kept, lambda d: loss_after(_step(params, jnp.ones((), dtype), d)))
         direction = choice.direction
 
-        slope = optax.tree.vdot(grad, direction).astype(dtype)
-        trial_loss = lambda alpha: loss_after(_step(params, alpha, direction))  # noqa: E731
-        search = line_search.search(trial_loss, loss, slope, choice.loss)
+        # CG ends with φ(d) = gᵀd + ½ dᵀ(G + λI)d, so both quadratic forms follow without another product.
+        model_slope = optax.tree.vdot(updates, direction).astype(dtype)
+        damped_form = 2 * (choice.model_value - model_slope)
+        form = damped_form - used_damping * optax.tree.vdot(direction, direction)
+        radius = jnp.sqrt(region.bound(trust) / jnp.maximum(0.5 * damped_form, jnp.finfo(dtype).tiny))
+        length = jnp.minimum(radius, 1).astype(dtype)
+
+        slope = length * optax.tree.vdot(grad, direction).astype(dtype)
+        trial_loss = lambda alpha: loss_after(_step(params, alpha * length, direction))  # noqa: E731
+        known = None if trust_region is not None else choice.loss
+        search = line_search.search(trial_loss, loss, slope, known)
 
         accepted = search.accepted & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
-        alpha = jnp.where(accepted, search.step_size, 0)
+        alpha = jnp.where(accepted, search.step_size * length, 0)
         step = _where_accepted(accepted, _step(params, alpha, direction))
-
-        # CG ends with φ(d) = gᵀd + ½ dᵀ(G + λI)d; dᵀGd follows from it without another product.
-        model_slope = optax.tree.vdot(updates, direction)
-        damped_form = 2 * (choice.model_value - model_slope)
-        form = damped_form - state.damping * optax.tree.vdot(direction, direction)
-        predicted = alpha * model_slope + 0.5 * alpha**2 * form
+        predicted = jnp.where(accepted, alpha * model_slope + 0.5 * alpha**2 * form, 0)
         ratio = _reduction_ratio(search.new_loss - loss, predicted, accepted)
 
         info = StepInfo(
             loss=loss,
             new_loss=jnp.where(accepted, search.new_loss, loss),
             reduction_ratio=ratio,
-            damping=state.damping,
+            damping=used_damping,
             cg_steps=result.steps,
             cg_stop=result.stop,
             step_size=alpha,
@@ -172,12 +190,12 @@ def hessian_free(
             evaluations=search.evaluations + choice.evaluations,
             accepted=accepted,
         )
-        solution = () if warm_start is None else _where_accepted(accepted, result.solution)
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
-            damping=damping.update(state.damping, ratio, accepted),
-            solution=solution,
+            damping=damping.update(used_damping, ratio, accepted),
+            solution=() if warm_start is None else _where_accepted(accepted, result.solution),
+            trust=region.update(trust, Outcome(step, predicted, ratio, accepted)),
             info=info,
         )
         return step, new_state

@@ -35,15 +35,29 @@ def _run(tx, case: Case, steps: int, params=None):
     return params, state, history
 
 
+CLASSICAL = partial(
+    hfopt.hessian_free,
+    damping=hfopt.levenberg_marquardt(),
+    trust_region=None,
+    line_search=hfopt.armijo(),
+    warm_start=0.95,
+)
+STYLES = pytest.mark.parametrize("make", [hfopt.hessian_free, CLASSICAL], ids=["default", "classical"])
+
+
 def _least_squares() -> Case:
     rng = np.random.default_rng(0)
     x, y = jnp.asarray(rng.normal(size=(20, 5))), jnp.asarray(rng.normal(size=20))
     return Case(lambda p, x: x @ p["w"], optax.squared_error, {"w": jnp.zeros(5)}, (x, y), l2=0.3)
 
 
-# A Newton step proper: no damping to speak of, CG to convergence.
+# A Newton step proper: no damping to speak of, no trust region, CG to convergence.
 NEWTON = partial(
-    hfopt.hessian_free, solver=hfopt.cg(60, hfopt.relative_residual(1e-13)), damping=hfopt.constant_damping(1e-14)
+    hfopt.hessian_free,
+    solver=hfopt.cg(400, hfopt.relative_residual(1e-13)),
+    damping=hfopt.constant_damping(1e-14),
+    trust_region=None,
+    line_search=hfopt.armijo(),
 )
 
 
@@ -60,8 +74,7 @@ def test_a_quadratic_is_solved_in_one_step():
 def test_one_step_is_the_damped_gauss_newton_step():
     case = CASES["cnn-softmax-integer"]()
     damping = 0.7
-    solver = hfopt.cg(400, hfopt.relative_residual(1e-12))
-    tx = hfopt.hessian_free(solver=solver, damping=hfopt.constant_damping(damping))
+    tx = NEWTON(damping=hfopt.constant_damping(damping))
     params, state, _ = _run(tx, case, 1)
     theta = ravel_pytree(case.params)[0]
     gradient = ravel_pytree(jax.grad(partial(dense_value, case))(case.params))[0]
@@ -126,19 +139,21 @@ def test_lbfgs_is_swapped_for_hessian_free_in_one_line(optimizer):
     assert history[-1][0] < 0.1 * history[0][0]
 
 
-def test_twenty_steps_with_new_data_compile_once():
+@STYLES
+def test_twenty_steps_with_new_data_compile_once(make):
     case = CASES["mlp-huber"]()
-    tx = hfopt.hessian_free()
+    tx = make()
     step = jax.jit(partial(train_step, tx, case.objective))
     params, state = case.params, tx.init(case.params)
     step_sizes, dampings = set(), set()
     for i in range(20):
         inputs, targets = case.batch
-        params, state, _ = step(params, state, (jnp.cos(i) * inputs, targets + jnp.sin(i)))
+        params, state, _ = step(params, state, (jnp.cos(i) * inputs, targets + 0.1 * jnp.sin(i)))
         step_sizes.add(float(state.info.step_size))
         dampings.add(float(state.info.damping))
     assert step._cache_size() == 1
     assert len(dampings) > 3
+    assert len(step_sizes) > 1 or make is CLASSICAL
 
 
 def test_a_scan_over_steps_equals_a_loop():
@@ -152,7 +167,7 @@ def test_a_scan_over_steps_equals_a_loop():
 
     scanned = jax.jit(lambda carry: jax.lax.scan(body, carry, None, length=6)[0])((case.params, tx.init(case.params)))
     for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves((params, state)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
 def test_the_state_is_arrays_and_donatable_and_its_init_is_abstract():
@@ -185,10 +200,11 @@ def _poisoned(case: Case, value: float) -> Case:
     return case._replace(batch=(inputs.at[0, 0].set(value), *rest))
 
 
+@STYLES
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_batch_that_is_not_finite_moves_nothing_and_poisons_nothing(bad):
+def test_a_batch_that_is_not_finite_moves_nothing_and_poisons_nothing(bad, make):
     case = CASES["mlp-softmax-integer"]()
-    tx = hfopt.hessian_free()
+    tx = make()
     step = jax.jit(partial(train_step, tx, case.objective))
     params, state, _ = step(case.params, tx.init(case.params), case.batch)
     after, broken, _ = step(params, state, _poisoned(case, bad).batch)
@@ -197,18 +213,19 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_poisons_nothing(bad):
     assert broken.info.step_size == 0
     assert broken.info.cg_stop == Stop.NONFINITE
     assert broken.info.reduction_ratio == -np.inf
-    assert broken.damping > state.damping
     assert broken.rejected == 1
     assert all(not leaf.any() for leaf in jax.tree.leaves(broken.solution))
     _, recovered, value = step(after, broken, case.batch)
     assert recovered.info.accepted
     assert recovered.info.new_loss < value
+    _, undisturbed, _ = step(params, state, case.batch)
+    assert recovered.info.damping > undisturbed.info.damping
 
 
 def test_a_loss_that_is_nan_at_every_trial_rejects_the_step_and_restores_the_parameters():
     walled = lambda z, y: jnp.where(z < 0.999999, jnp.nan, z**2)  # noqa: E731
     case = Case(lambda p, x: p["z"] * x, walled, {"z": jnp.asarray(1.0)}, (jnp.ones(2), jnp.ones(2)))
-    params, state, _ = _run(hfopt.hessian_free(line_search=hfopt.armijo(max_trials=5)), case, 1)
+    params, state, _ = _run(hfopt.hessian_free(trust_region=None, line_search=hfopt.armijo(max_trials=5)), case, 1)
     assert params["z"] == 1.0
     assert not state.info.accepted
     assert state.info.evaluations == 5

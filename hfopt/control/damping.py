@@ -8,14 +8,17 @@ import jax.numpy as jnp
 
 
 class Damping(Protocol):
-    """A rule for λ. ``initial`` is λ₀; ``update`` gives the next λ from what became of the step."""
+    """A rule for λ: λ₀, the λ of a step, and the next one from what became of the step."""
 
     @property
     def initial(self) -> float:
         """λ₀."""
 
+    def current(self, damping: jax.Array, trust_level: Any) -> jax.Array:
+        """The λ to solve with, from the λ carried along and the level of trust μ."""
+
     def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
-        """The next λ, a scalar like ``damping``."""
+        """The next λ to carry along, a scalar like ``damping``."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Constant:
     initial: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive("constant_damping", initial=self.initial)
+        _require_positive("damping", initial=self.initial)
+
+    def current(self, damping: jax.Array, trust_level: Any) -> jax.Array:
+        """λ as carried along."""
+        return damping
 
     def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
         """λ unchanged."""
@@ -33,7 +40,22 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class ByTrust(Constant):
+    """λ = λ₀ / μ, with μ the level of trust of the trust region. ``hfopt.trust_damping``.
+
+    λ and the bound κ ∝ μ then move together: the step gets longer and more like Newton's as trust is earned. Without
+    a trust region that learns (`hfopt.earned_trust`) it is constant.
+    """
+
+    initial: float = 0.01
+
+    def current(self, damping: jax.Array, trust_level: Any) -> jax.Array:
+        """λ₀ / μ."""
+        return jnp.asarray(self.initial / trust_level, damping.dtype)
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt(Constant):
     """λ grows when the model promised too much and shrinks when it was right. ``hfopt.levenberg_marquardt``.
 
     ρ = (f(θ+s) − f(θ)) / (gᵀs + ½ sᵀGs). A rejected step, and a ρ that is not a number, counts as ρ = −∞.

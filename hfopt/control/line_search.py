@@ -103,3 +103,22 @@ class FixedStep:
             return LineSearchResult(step_size, full_step_loss, jnp.isfinite(full_step_loss), jnp.int32(0))
         new_loss = trial_loss(step_size)
         return LineSearchResult(step_size, new_loss, jnp.isfinite(new_loss), jnp.int32(1))
+
+
+@dataclass(frozen=True)
+class FullStep:
+    """α = 1 if the objective does not rise, else the step is rejected. ``hfopt.full_step``."""
+
+    def search(
+        self,
+        trial_loss: Callable[[Any], Any],
+        loss: jax.Array,
+        slope: jax.Array,
+        full_step_loss: jax.Array | None = None,
+    ) -> LineSearchResult:
+        """See `LineSearch.search`."""
+        known = full_step_loss is not None
+        new_loss = full_step_loss if full_step_loss is not None else trial_loss(jnp.ones_like(slope))
+        return LineSearchResult(
+            jnp.ones_like(slope), new_loss, (new_loss <= loss) & (slope <= 0), jnp.int32(0 if known else 1)
+        )

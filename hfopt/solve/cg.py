@@ -91,6 +91,7 @@ class ConjugateGradient:
         *,
         damping: Any = 0.0,
         preconditioner: Callable[[Any], Any] | None = None,
+        step_limit: Any = None,
     ) -> CGResult:
         """Solve (A + λI) x = b approximately.
 
@@ -100,6 +101,7 @@ class ConjugateGradient:
           start: x₀ shaped like b; ``None`` is zero and saves the product of the first residual.
           damping: λ, a scalar.
           preconditioner: r ↦ M⁻¹ r for a symmetric positive definite M; ``None`` is the identity.
+          step_limit: an int32 scalar, possibly traced: stop there already, when it is below ``max_steps``.
 
         Returns:
           A `CGResult`.
@@ -110,6 +112,7 @@ class ConjugateGradient:
         apply = operator.product if isinstance(operator, Operator) else operator
         product = lambda v: optax.tree.add_scale(apply(v), damping, v)  # noqa: E731
         precondition = preconditioner or (lambda r: r)
+        cap = self.max_steps if step_limit is None else jnp.minimum(step_limit, self.max_steps)
         rules = self.stop if isinstance(self.stop, tuple) else (self.stop,)
         vdot = optax.tree.vdot
 
@@ -135,7 +138,7 @@ class ConjugateGradient:
             p = optax.tree.add_scale(y, ry / state.ry, p)
 
             progress = Progress(step, optax.tree.norm(r), rhs_norm, values)
-            stop = jnp.where(step == self.max_steps, Stop.CAP, Stop.NONE)
+            stop = jnp.where(step >= cap, Stop.CAP, Stop.NONE)
             for rule in reversed(rules):
                 stop = jnp.where(rule(progress), rule.reason, stop)
             stop = jnp.where(ry == 0, Stop.SOLVED, stop)

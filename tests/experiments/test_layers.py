@@ -25,6 +25,7 @@ ORDER = (
     "figures",
     "runner",
     "comparison",
+    "preconditioning",
     "benchmarks",
     "__main__",
 )

@@ -1,0 +1,199 @@
+"""Trust regions: how far a step may go in the norm of the damped curvature, ½ sᵀ(G + λI)s ≤ κ.
+
+For cross-entropy the bounded quantity is close to the mean KL divergence between the predictions before and after the
+step. It is what makes small batches safe: the line search sees only the batch that made the step, and that batch is
+always pleased with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Outcome(NamedTuple):
+    """What became of a step."""
+
+    step: Any  # s, shaped like the parameters; zero when rejected
+    predicted: jax.Array  # gᵀs + ½ sᵀGs; 0 when rejected
+    reduction_ratio: jax.Array  # ρ on the batch that made the step
+    accepted: jax.Array  # bool
+
+
+class TrustRegion(Protocol):
+    """A rule for the bound κ and, for rules that learn it, a level of trust μ that damping may follow."""
+
+    def init(self, params: Any, dtype: Any) -> Any:
+        """The state: a pytree of arrays."""
+
+    def observe(self, state: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> Any:
+        """Before the solve: the state after seeing a new batch, f = ``loss`` there; ``loss_before(s)`` is f(θ − s)."""
+
+    def bound(self, state: Any) -> Any:
+        """κ, a scalar."""
+
+    def level(self, state: Any) -> Any:
+        """μ, a scalar: 1 is the level of trust that nothing has to be known for."""
+
+    def cg_steps(self, state: Any) -> Any:
+        """The most CG iterations worth spending, or None."""
+
+    def update(self, state: Any, outcome: Outcome) -> Any:
+        """After the step."""
+
+
+@dataclass(frozen=True)
+class Unbounded:
+    """No trust region: the step is as long as the linear system makes it."""
+
+    def init(self, params: Any, dtype: Any) -> Any:
+        """Nothing to remember."""
+        return ()
+
+    def observe(self, state: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> Any:
+        """Nothing to learn."""
+        return state
+
+    def bound(self, state: Any) -> float:
+        """∞."""
+        return float("inf")
+
+    def level(self, state: Any) -> float:
+        """Always 1."""
+        return 1.0
+
+    def cg_steps(self, state: Any) -> None:
+        """As many as the solver allows."""
+
+    def update(self, state: Any, outcome: Outcome) -> Any:
+        """Nothing to learn."""
+        return state
+
+
+@dataclass(frozen=True)
+class Scheduled(Unbounded):
+    """κ is a constant or a schedule: ``hfopt.trust_region``.
+
+    Args:
+      radius: κ > 0, or a callable from the number of steps taken (an int32 scalar) to κ, such as an Optax schedule.
+
+    Raises:
+      ValueError: a constant that is not positive.
+    """
+
+    radius: float | Callable[[jax.Array], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.radius) and not self.radius > 0:
+            raise ValueError(f"trust_region: `radius` must be positive or a schedule, got {self.radius}.")
+
+    def init(self, params: Any, dtype: Any) -> jax.Array:
+        """The number of steps taken."""
+        return jnp.zeros((), jnp.int32)
+
+    def bound(self, state: jax.Array) -> Any:
+        """κ of this step."""
+        return self.radius(state) if callable(self.radius) else self.radius
+
+    def update(self, state: jax.Array, outcome: Outcome) -> jax.Array:
+        """One more step."""
+        return optax.safe_increment(state)
+
+
+class TrustState(NamedTuple):
+    """State of `Earned`."""
+
+    level: jax.Array  # μ
+    agreement: jax.Array  # q: how much of the predicted decreases showed on data the steps had not seen; in [−1, 1]
+    step: Any  # the last step, shaped like the parameters
+    predicted: jax.Array  # the decrease the model predicted for it, ≥ 0; 0: there is nothing to judge
+
+
+@dataclass(frozen=True)
+class Earned:
+    """Trust that is earned on new data and lost on the same: ``hfopt.earned_trust``.
+
+    One level μ rules a step: κ = radius · μ, at most ⌈cg · √μ⌉ CG iterations and, with `hfopt.trust_damping`,
+    λ = λ₀ / μ. ρ on the batch that made a step is optimistic, ρ on another batch is pessimistic (it sees the noise of
+    the gradient, not the error of the model), so each is used for what it can show:
+
+    - the next batch says what of the predicted decrease −m was real. With q the running average of
+      clip((f_new(θ − s) − f_new(θ)) / −m, ±1): μ ← 3/2 μ if q > ¾, and μ ← max(μ/2, min(μ, 1)) if q < ½, so that a
+      lack of evidence takes back what was earned and no more;
+    - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ¾ (μ/8 if the step was rejected), down to a
+      floor; below 1, μ ← 3/2 μ while ρ > 0.9.
+
+    On a full batch q averages ρ, and this is an ordinary trust region that soon stops binding. On small batches near
+    their noise floor q → 0 whatever κ is, and μ stays at 1, where the bound is small enough to be safe.
+
+    Args:
+      radius: κ at μ = 1, in units of the objective. 0.01 is a mean KL divergence of a hundredth of a nat.
+      cg: CG iterations at μ = 1.
+      memory: of the running average q, in [0, 1).
+
+    Raises:
+      ValueError: an argument out of its range.
+
+    Judging the last step on the new batch costs one forward pass a step.
+    """
+
+    radius: float = 0.01
+    cg: int = 10
+    memory: float = 0.8
+
+    # Beyond this the bound binds nothing; below the floor the step is nothing.
+    _CEILING = 1e8
+    _FLOOR = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise ValueError(f"earned_trust: `radius` must be positive, got {self.radius}.")
+        if not self.cg >= 1:
+            raise ValueError(f"earned_trust: `cg` must be at least 1, got {self.cg}.")
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"earned_trust: `memory` must lie in [0, 1), got {self.memory}.")
+
+    def init(self, params: Any, dtype: Any) -> TrustState:
+        """μ = 1, and nothing to judge."""
+        zero = lambda: jnp.zeros((), dtype)  # noqa: E731
+        return TrustState(jnp.ones((), dtype), zero(), optax.tree.zeros_like(params), zero())
+
+    def observe(self, state: TrustState, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> TrustState:
+        """Judge the last step on a batch it has not seen."""
+        before = jax.lax.cond(state.predicted > 0, lambda: loss_before(state.step), lambda: loss)
+        judged = (state.predicted > 0) & jnp.isfinite(before) & jnp.isfinite(loss)
+        share = jnp.clip((before - loss) / jnp.where(judged, state.predicted, 1), -1, 1)
+        agreement = self.memory * state.agreement + (1 - self.memory) * share
+        level = state.level
+        level = jnp.where(
+            agreement > 0.75,
+            jnp.minimum(1.5 * level, self._CEILING),
+            jnp.where(agreement < 0.5, jnp.maximum(level / 2, jnp.minimum(level, 1)), level),
+        )
+        return state._replace(
+            level=jnp.where(judged, level, state.level), agreement=jnp.where(judged, agreement, state.agreement)
+        )
+
+    def bound(self, state: TrustState) -> jax.Array:
+        """κ = radius · μ."""
+        return self.radius * state.level
+
+    def level(self, state: TrustState) -> jax.Array:
+        """μ."""
+        return state.level
+
+    def cg_steps(self, state: TrustState) -> jax.Array:
+        """⌈cg · √max(μ, 1)⌉."""
+        return jnp.ceil(self.cg * jnp.sqrt(jnp.maximum(state.level, 1))).astype(jnp.int32)
+
+    def update(self, state: TrustState, outcome: Outcome) -> TrustState:
+        """Lose trust where the model failed on its own batch; remember the step for the next one to judge."""
+        level, ratio = state.level, outcome.reduction_ratio
+        lost = jnp.maximum(level / 2, self._FLOOR)
+        regained = jnp.where((ratio > 0.9) & (level < 1), jnp.minimum(1.5 * level, 1), level)
+        level = jnp.where(ratio >= 0.75, regained, lost)
+        level = jnp.where(outcome.accepted, level, jnp.maximum(lost / 4, self._FLOOR))
+        return state._replace(level=level, step=outcome.step, predicted=jnp.maximum(-outcome.predicted, 0))

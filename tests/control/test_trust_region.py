@@ -1,0 +1,149 @@
+"""Trust regions: the bound holds, and trust is earned and lost as the rule says."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hfopt
+from hfopt.control.trust_region import Outcome
+from tests.cases import CASES, dense_gauss_newton
+
+RULE = hfopt.earned_trust()
+
+
+def _state(level=1.0, agreement=0.0, predicted=0.1):
+    state = RULE.init(jnp.zeros(2), jnp.float64)
+    return state._replace(level=jnp.float64(level), agreement=jnp.float64(agreement), predicted=jnp.float64(predicted))
+
+
+def _outcome(ratio, accepted=True, predicted=-0.3):
+    return Outcome(jnp.ones(2), jnp.float64(predicted), jnp.float64(ratio), jnp.bool_(accepted))
+
+
+@pytest.mark.parametrize(
+    ("level", "agreement", "seen", "expected"),
+    [
+        (1.0, 0.7, 1.0, 1.5),  # q = 0.76: earned
+        (1.0, 0.7, 0.5, 1.0),  # q = 0.66: between the thresholds
+        (4.0, 0.6, 0.0, 2.0),  # q = 0.48: what was earned is taken back …
+        (1.5, 0.6, 0.0, 1.0),  # … down to 1 …
+        (0.3, 0.6, 0.0, 0.3),  # … and no further
+        (4.0, 0.8, 100.0, 6.0),  # one lucky batch counts as agreement 1
+        (4.0, 0.8, -100.0, 2.0),  # q = 0.44: and one unlucky one as −1
+        (4.0, 0.8, np.nan, 4.0),  # a batch that is not finite says nothing
+    ],
+)
+def test_the_next_batch_judges_the_last_step(level, agreement, seen, expected):
+    state = RULE.observe(_state(level, agreement), jnp.float64(1.0), lambda step: 1.0 + seen * 0.1 + 0 * step.sum())
+    assert state.level == pytest.approx(expected)
+    assert np.isfinite(state.agreement)
+
+
+def test_nothing_is_judged_before_the_first_step_or_after_a_rejected_one():
+    for state in (_state(2.0, 0.9, predicted=0.0), RULE.update(_state(2.0, 0.9), _outcome(-np.inf, False, 0.0))):
+        after = RULE.observe(state, jnp.float64(1.0), lambda step: jnp.float64(9.0))
+        assert (after.level, after.agreement) == (state.level, state.agreement)
+
+
+@pytest.mark.parametrize(
+    ("level", "ratio", "accepted", "expected"),
+    [
+        (4.0, 1.0, True, 4.0),  # trust above 1 is earned on new data only
+        (4.0, 0.7, True, 2.0),
+        (4.0, np.nan, True, 2.0),
+        (0.5, 0.95, True, 0.75),
+        (0.8, 0.95, True, 1.0),
+        (0.5, 0.8, True, 0.5),
+        (4.0, -np.inf, False, 0.5),
+        (1e-3, -np.inf, False, 1e-3),
+    ],
+)
+def test_the_same_batch_takes_trust_away(level, ratio, accepted, expected):
+    state = RULE.update(_state(level), _outcome(ratio, accepted))
+    assert state.level == pytest.approx(expected)
+    np.testing.assert_array_equal(state.step, 1.0)
+    assert state.predicted == pytest.approx(0.3)
+
+
+def test_the_level_sets_bound_effort_and_damping():
+    state = _state(level=6.0)
+    assert RULE.bound(state) == pytest.approx(0.06)
+    assert RULE.cg_steps(state) == 25  # ⌈10 √6⌉
+    assert RULE.cg_steps(_state(level=0.1)) == 10
+    assert hfopt.trust_damping(0.01).current(jnp.float64(9.0), state.level) == pytest.approx(0.01 / 6)
+
+
+@pytest.mark.parametrize("radius", [1e-4, 1e-2, 1e3])
+def test_the_step_stays_within_the_bound(radius):
+    case, damping = CASES["mlp-softmax-integer"](), 0.1
+    tx = hfopt.hessian_free(
+        solver=hfopt.cg(200, hfopt.relative_residual(1e-12)),
+        damping=hfopt.constant_damping(damping),
+        trust_region=hfopt.trust_region(radius),
+    )
+    value_fn = case.objective.bind(case.batch)
+    grad = jax.grad(value_fn)(case.params)
+    step, state = jax.jit(partial(tx.update, value_fn=value_fn))(grad, tx.init(case.params), case.params)
+    step, g = ravel_pytree(step)[0], ravel_pytree(grad)[0]
+    damped = dense_gauss_newton(case) + damping * jnp.eye(g.size)
+    newton = -jnp.linalg.solve(damped, g)
+    assert state.info.accepted
+    assert 0.5 * step @ damped @ step == pytest.approx(float(min(radius, 0.5 * newton @ damped @ newton)), rel=1e-6)
+    np.testing.assert_allclose(step, state.info.step_size * newton, rtol=1e-6)
+
+
+def test_a_schedule_is_asked_with_the_step_count():
+    rule = hfopt.trust_region(optax.linear_schedule(1.0, 0.0, 4))
+    state = rule.init(None, None)
+    bounds = []
+    for _ in range(3):
+        bounds.append(float(rule.bound(state)))
+        state = rule.update(state, None)
+    assert bounds == [1.0, 0.75, 0.5]
+
+
+def test_small_batches_neither_bounce_nor_stop_where_the_classical_rule_bounces():
+    """Two-class data with label noise: the mini-batch optimum is not the optimum of all data."""
+    x = jax.random.normal(jax.random.key(0), (512, 10))
+    clean = x @ jnp.linspace(-1.0, 1.0, 10) + jnp.square(x[:, 0]) > 0.5
+    labels = jnp.where(jax.random.uniform(jax.random.key(1), (512,)) < 0.1, ~clean, clean).astype(jnp.int32)
+    params = {"w": 0.3 * jax.random.normal(jax.random.key(2), (10, 32)), "v": jnp.zeros((32, 2))}
+    predict = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]  # noqa: E731
+    objective = hfopt.Objective(predict, optax.softmax_cross_entropy_with_integer_labels)
+
+    def final_loss(tx):
+        def step(carry, batch):
+            params, state = carry
+            value_fn = objective.bind(batch)
+            value, grad = jax.value_and_grad(value_fn)(params)
+            updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+            return (optax.apply_updates(params, updates), state), None
+
+        batches = jax.tree.map(lambda a: jnp.tile(a.reshape(16, 32, *a.shape[1:]), (4, *[1] * a.ndim)), (x, labels))
+        (after, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, batches))((params, tx.init(params)))
+        return float(objective.bind((x, labels))(after))
+
+    classical = hfopt.hessian_free(
+        solver=hfopt.cg(50), damping=hfopt.levenberg_marquardt(), trust_region=None, line_search=hfopt.armijo()
+    )
+    assert final_loss(hfopt.hessian_free()) < 0.45
+    assert final_loss(classical) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hfopt.trust_region(0.0), "`radius` must be positive or a schedule, got 0.0"),
+        (lambda: hfopt.earned_trust(radius=-1.0), "`radius` must be positive, got -1.0"),
+        (lambda: hfopt.earned_trust(cg=0), "`cg` must be at least 1, got 0"),
+        (lambda: hfopt.earned_trust(memory=1.0), r"`memory` must lie in \[0, 1\), got 1.0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
