@@ -154,13 +154,63 @@ def dense_gauss_newton(case: Case) -> jax.Array:
     """The Hessian of the objective of the *linearised* model: by definition the Gauss-Newton matrix."""
     flat, unravel = ravel_pytree(case.params)
     predict = lambda t: case.predict(unravel(t), case.batch[0])  # noqa: E731
-    outputs, jacobian = predict(flat), jax.jacrev(predict)(flat)
+    outputs, jacobian = jax.jit(lambda t: (predict(t), jax.jacrev(predict)(t)))(flat)
 
     def linearised(t: jax.Array) -> jax.Array:
         z = jax.tree.map(lambda z, j: z + jnp.tensordot(j, t - flat, axes=1), outputs, jacobian)
         return _dense_loss(case, z) + 0.5 * t @ (_penalties(case) * t)
 
-    return jax.hessian(linearised)(flat)
+    return jax.jit(jax.hessian(linearised))(flat)
+
+
+def dense_hessian(case: Case) -> jax.Array:
+    """∇²f of the flattened objective."""
+    flat, unravel = ravel_pytree(case.params)
+    return jax.jit(jax.hessian(lambda t: dense_value(case, unravel(t))))(flat)
+
+
+def dense_outer_product(case: Case) -> jax.Array:
+    """Σ c_i J_iᵀ J_i + I/C, from the Jacobian of each example by itself."""
+    flat, unravel = ravel_pytree(case.params)
+    outputs = lambda t, x: ravel_pytree(case.predict(unravel(t), x))[0]  # noqa: E731
+    jacobians = jax.jit(jax.vmap(jax.jacrev(outputs), in_axes=(None, 0)))(flat, _singly(case.batch[0]))
+    return jnp.einsum("i,iko,ikp->op", _coefficients(case), jacobians, jacobians) + jnp.diag(_penalties(case))
+
+
+def dense_empirical_fisher(case: Case) -> jax.Array:
+    """Σ c_i g_i g_iᵀ + I/C, with g_i = J_iᵀ r_i the gradient of the loss of example i, taken by itself."""
+    flat, unravel = ravel_pytree(case.params)
+    loss = lambda t, x, y: case.loss(case.predict(unravel(t), x), y).mean()  # noqa: E731
+    gradients = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(flat, *_singly(case.batch[:2]))
+    return jnp.einsum("i,io,ip->op", _coefficients(case), gradients, gradients) + jnp.diag(_penalties(case))
+
+
+def check_against_dense(operator: Callable[[Any, Any], hfopt.Operator], case: Case, expected: jax.Array) -> None:
+    """Assert that the operator equals ``expected`` to 1e-10: as a matrix, and chunk by chunk on a vector."""
+    flat, unravel = ravel_pytree(case.params)
+    flat = jax.random.normal(jax.random.key(9), flat.shape)
+
+    @jax.jit  # one compilation for everything
+    def evaluate(v: Any) -> Any:
+        whole, chunked = (operator(case.objective.bind(case.batch, chunk_size=size), case.params) for size in (None, 3))
+        return whole.to_dense(), chunked @ v, whole.quadratic_form(v), chunked.quadratic_form(v)
+
+    dense, product, *forms = evaluate(unravel(flat))
+    assert relative_error(dense, expected) < 1e-10
+    assert relative_error(product, expected @ flat) < 1e-10
+    scale = jnp.abs(flat) @ jnp.abs(expected) @ jnp.abs(flat)  # vᵀHv of an indefinite H may cancel
+    for form in forms:
+        assert abs(form - flat @ expected @ flat) < 1e-10 * scale
+
+
+def _singly(tree: Any) -> Any:
+    """Every example as a batch of one."""
+    return jax.tree.map(lambda x: jnp.expand_dims(x, 1), tree)
+
+
+def _coefficients(case: Case) -> jax.Array:
+    weights = case.batch[2] if len(case.batch) == 3 else jnp.ones(N)
+    return weights / weights.sum()
 
 
 def _dense_loss(case: Case, outputs: Any) -> jax.Array:

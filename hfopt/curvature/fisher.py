@@ -89,7 +89,7 @@ def fisher(
 
     def middle(objective: Objective, outputs: jax.Array, rows: Examples) -> Callable[[jax.Array], jax.Array]:
         targets, numbers = rows.targets
-        if samples == "exact":
+        if samples == "exact" or key is None:
             labels, probabilities = likelihood.enumerate(outputs)
         else:
             labels = _draw(likelihood, key, numbers, outputs, samples)
@@ -111,9 +111,7 @@ def _likelihood(loss: Loss) -> Likelihood:
     return _LIKELIHOODS[loss]
 
 
-def _draw(
-    likelihood: Likelihood, key: jax.Array | None, numbers: jax.Array, outputs: jax.Array, samples: int
-) -> jax.Array:
+def _draw(likelihood: Likelihood, key: jax.Array, numbers: jax.Array, outputs: jax.Array, samples: int) -> jax.Array:
     """Labels for every row, (samples, N, …); a row's draw depends on its number, not on its place."""
     one = lambda number, z: likelihood.draw(jax.random.fold_in(key, number), z, samples)  # noqa: E731
     return jax.vmap(one, out_axes=1)(numbers, outputs)
