@@ -1,0 +1,158 @@
+"""Diagonals for about the price of a gradient: squared gradients of examples, and the diagonal of G by probes.
+
+Both are sums of squares, hence non-negative without any clamp. `hfopt.Operator.diagonal` is exact for every operator,
+at n products.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hfopt.batch import Examples, chunks, examples, size, sum_over_chunks
+from hfopt.convolutions import canonical
+from hfopt.curvature.average import check_value_fn
+from hfopt.curvature.linearize import linearize
+from hfopt.losses import Loss, output_hessian
+from hfopt.objective import ValueFn
+
+# z ↦ (u, w) with E[u wᵀ] = Σ c_i B_i when the entries of z are independent signs
+Pairs = Callable[[Any], tuple[Any, Any]]
+
+# Example gradients held at once: enough to fill the matrix products, few enough that they are no memory to speak of.
+_EXAMPLES_AT_ONCE = 16
+
+
+def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
+    """Σ c_i g_i² per parameter: g_i the gradient of the loss of example i alone, without the l2 term.
+
+    Exact, over the gradient batch of ``value_fn``: one pass over it, and the memory of a few gradients. ``predict`` is
+    applied to one example at a time, so it must not mix examples (BatchNorm in training mode does).
+
+    Returns:
+      A pytree shaped like ``params``, in float32 or wider.
+    """
+    check_value_fn(value_fn)
+    objective = value_fn.objective
+    at_once = _EXAMPLES_AT_ONCE if value_fn.chunk_size is None else min(_EXAMPLES_AT_ONCE, value_fn.chunk_size)
+
+    def gradient(inputs: Any, targets: Any) -> Any:
+        inputs, targets = jax.tree.map(lambda x: x[None], (inputs, targets))
+        one = Examples(inputs, targets, jnp.ones(1))
+        return jax.grad(objective.mean_loss)(params, one)
+
+    def total(rows: Examples) -> Any:
+        gradients = jax.vmap(gradient)(rows.inputs, rows.targets)
+        return jax.tree.map(lambda g: _weighted_sum(rows.coefficients, jnp.square(_wide(g))), gradients)
+
+    with jax.default_matmul_precision(objective.precision):
+        return sum_over_chunks(canonical(total), chunks(examples(value_fn.batch), at_once))
+
+
+def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int) -> Any:
+    """An unbiased estimate of the diagonal of Σ c_i J_iᵀ B_i J_i, without the l2 term, for one pass over the examples.
+
+    With B_i = L_i L_iᵀ and random signs z, E[(Σ_i √c_i J_iᵀ L_i z_i)²] is the diagonal. The examples are cut into
+    ``probes`` groups, each with its own sum and square: as many probes for the price of one. The relative error of
+    *every* entry is about √(2 / probes). The textbook estimate z ∘ (G z) has an error in entry j of the size of all
+    other entries in its row, which is useless for just the small entries a preconditioner is for.
+
+    L is in closed form for the losses whose B is. For others the estimate is E[(Jᵀ z) ∘ (Jᵀ B z)]: unbiased too, at two
+    backward passes, but noisier and not sure to be positive; negative entries become zero.
+
+    Args:
+      value_fn: from `Objective.bind`; its curvature batch is used when it has one.
+      params: a pytree of floating arrays.
+      key: of the random signs.
+      probes: groups of examples; at most as many as there are examples.
+
+    Returns:
+      A pytree shaped like ``params``, in float32 or wider.
+
+    References:
+      Bekas, Kokiopoulou & Saad, "An estimator for the diagonal of a matrix", 2007, for z ∘ (G z); Martens, Sutskever &
+      Swersky, "Estimating the Hessian by back-propagating curvature", ICML 2012, for the factored form.
+    """
+    check_value_fn(value_fn)
+    objective = value_fn.objective
+    batch = value_fn.batch if value_fn.curvature_batch is None else value_fn.curvature_batch
+    length = -(-size(batch) // probes)
+    rows = chunks(examples(batch), length if value_fn.chunk_size is None else min(length, value_fn.chunk_size))
+    keys = jax.random.split(key, size(rows))
+
+    def probe(rows: Examples) -> Any:
+        inputs, key = rows.inputs
+        model = linearize(lambda p: objective.predict(p, inputs), params)
+        u, w = _pairs(objective.loss, model.outputs, rows)(optax.tree.random_like(key, model.outputs, _signs))
+        left = model.vjp(u)
+        right = left if w is u else model.vjp(w)
+        return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
+
+    with jax.default_matmul_precision(objective.precision):
+        estimate = sum_over_chunks(canonical(probe), rows._replace(inputs=(rows.inputs, keys)))
+    return jax.tree.map(lambda d: jnp.maximum(d, 0), estimate)
+
+
+def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.random.rademacher(key, shape, dtype)
+
+
+def _pairs(loss: Loss, outputs: Any, rows: Examples) -> Pairs:
+    root = _ROOTS.get(loss)
+    if root is None:
+        half = rows._replace(coefficients=jnp.sqrt(rows.coefficients))
+        hessian = output_hessian(loss, outputs, half)
+        broadcast = lambda x: half.coefficients.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1)) * x  # noqa: E731
+        return lambda z: (jax.tree.map(broadcast, z), hessian(z))
+    further = size(rows) / max(1, jax.eval_shape(loss, outputs, rows.targets).size)  # as in `output_hessian`
+    per_row = (rows.coefficients * further).astype(outputs.dtype)
+    scale = per_row.reshape((-1,) + (1,) * (outputs.ndim - 1))
+    factor = root(outputs, rows.targets, scale)
+
+    def pair(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u = factor(z)
+        return u, u
+
+    return pair
+
+
+def _softmax_root(logits: jax.Array, scale: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """L = diag(√p) − p √pᵀ: L Lᵀ = diag(p) − p pᵀ since √pᵀ√p = 1."""
+    p = jax.nn.softmax(logits)
+    root = jnp.sqrt(p)
+    return lambda z: jnp.sqrt(scale) * (root * z - p * (root * z).sum(axis=-1, keepdims=True))
+
+
+def _soft_labels_root(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    return _softmax_root(logits, scale * labels.sum(axis=-1, keepdims=True).astype(logits.dtype))
+
+
+def _sigmoid_root(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    p = jax.nn.sigmoid(logits)
+    return lambda z: jnp.sqrt(scale * p * (1 - p)) * z
+
+
+_ROOTS: dict[Loss, Callable[[jax.Array, jax.Array, jax.Array], Callable[[jax.Array], jax.Array]]] = {
+    optax.losses.softmax_cross_entropy: _soft_labels_root,
+    optax.losses.softmax_cross_entropy_with_integer_labels: lambda z, y, scale: _softmax_root(z, scale),
+    optax.losses.sigmoid_binary_cross_entropy: _sigmoid_root,
+    optax.losses.squared_error: lambda z, y, scale: lambda u: jnp.sqrt(2 * scale) * u,
+    optax.losses.l2_loss: lambda z, y, scale: lambda u: jnp.sqrt(scale) * u,
+}
+
+
+def _weighted_sum(coefficients: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.tensordot(coefficients.astype(rows.dtype), rows, axes=1)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """Low-precision values are widened before they are squared: squares of bf16 gradients underflow in sums."""
+    return x.astype(wide_dtype(x))
+
+
+def wide_dtype(x: Any) -> Any:
+    """The dtype of ``x``, but at least float32."""
+    dtype = jnp.result_type(x)
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
