@@ -9,10 +9,13 @@ from hfopt.control.line_search import FixedStep as fixed_step
 from hfopt.control.line_search import FullStep as full_step
 from hfopt.control.trust_region import Earned as earned_trust
 from hfopt.control.trust_region import Scheduled as trust_region
-from hfopt.curvature import Operator, gauss_newton
+from hfopt.curvature import Operator, empirical_fisher, fisher, gauss_newton, hessian, outer_product
 from hfopt.objective import Objective, ValueFn
 from hfopt.solve.cg import CGResult
 from hfopt.solve.cg import ConjugateGradient as cg
+from hfopt.solve.nystrom import Nystrom as nystrom
+from hfopt.solve.preconditioners import Jacobi as jacobi
+from hfopt.solve.preconditioners import SquaredGradients as squared_gradients
 from hfopt.solve.stopping import RelativeProgress as relative_progress
 from hfopt.solve.stopping import RelativeResidual as relative_residual
 from hfopt.solve.stopping import Stop
@@ -32,14 +35,21 @@ __all__ = [
     "cg",
     "constant_damping",
     "earned_trust",
+    "empirical_fisher",
+    "fisher",
     "fixed_step",
     "full_step",
     "gauss_newton",
+    "hessian",
     "hessian_free",
+    "jacobi",
     "levenberg_marquardt",
+    "nystrom",
+    "outer_product",
     "presets",
     "relative_progress",
     "relative_residual",
+    "squared_gradients",
     "trust_damping",
     "trust_region",
 ]

@@ -22,10 +22,12 @@ from hfopt.control.damping import ByTrust, Damping
 from hfopt.control.line_search import FullStep, LineSearch
 from hfopt.control.trust_region import Earned, Outcome, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
-from hfopt.curvature.gauss_newton import check_params, check_value_fn, gauss_newton
+from hfopt.curvature.average import check_params, check_value_fn
+from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import ConjugateGradient
+from hfopt.solve.preconditioners import Preconditioner
 
 Curvature = Callable[[ValueFn, Any], Operator]
 
@@ -40,7 +42,7 @@ class StepInfo(NamedTuple):
     cg_steps: jax.Array  # int32: CG iterations
     cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
     step_size: jax.Array  # s = step_size · d, with d the solution of CG; 0 when the step was rejected
-    products: jax.Array  # int32: curvature-vector products spent
+    products: jax.Array  # int32: curvature-vector products spent, those that set up a preconditioner included
     evaluations: jax.Array  # int32: losses computed at trial points, by backtracking and line search
     accepted: jax.Array  # bool: whether the parameters moved
 
@@ -53,6 +55,7 @@ class HessianFreeState(NamedTuple):
     damping: jax.Array  # λ for the next step
     solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
     trust: Any  # the state of the trust region; () without one
+    preconditioner: Any  # the state of the preconditioner; () without one
     info: StepInfo
 
 
@@ -60,6 +63,7 @@ def hessian_free(
     *,
     curvature: Curvature = gauss_newton,
     solver: ConjugateGradient = ConjugateGradient(max_steps=250),  # noqa: B008 - immutable
+    preconditioner: Preconditioner | None = None,
     damping: Damping = ByTrust(),  # noqa: B008
     trust_region: TrustRegion | None = Earned(),  # noqa: B008
     line_search: LineSearch = FullStep(),  # noqa: B008
@@ -70,8 +74,10 @@ def hessian_free(
     The update is complete: it has its sign and its length, and no learning rate belongs behind it.
 
     Args:
-      curvature: ``curvature(value_fn, params) -> Operator``, e.g. `hfopt.gauss_newton`.
+      curvature: ``curvature(value_fn, params) -> Operator``: `hfopt.gauss_newton`, `hfopt.hessian`,
+        `hfopt.empirical_fisher`, or ``functools.partial(hfopt.fisher, samples="exact")``.
       solver: of the linear system; `hfopt.cg`.
+      preconditioner: of CG; `hfopt.squared_gradients`, `hfopt.jacobi`, `hfopt.nystrom`, or ``None``.
       damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`.
       trust_region: the rule for κ; `hfopt.earned_trust`, `hfopt.trust_region`, or ``None``: no bound.
       line_search: the rule for the length; `hfopt.full_step`, `hfopt.armijo`, `hfopt.fixed_step`.
@@ -122,8 +128,15 @@ def hessian_free(
         nan = lambda: jnp.full((), jnp.nan, dtype)  # noqa: E731
         info = StepInfo(nan(), nan(), nan(), nan(), none(), none(), zero(), none(), none(), jnp.zeros((), bool))
         solution = () if warm_start is None else optax.tree.zeros_like(params)
-        trust = region.init(params, dtype)
-        return HessianFreeState(none(), none(), jnp.full((), damping.initial, dtype), solution, trust, info)
+        return HessianFreeState(
+            step=none(),
+            rejected=none(),
+            damping=jnp.full((), damping.initial, dtype),
+            solution=solution,
+            trust=region.init(params, dtype),
+            preconditioner=() if preconditioner is None else preconditioner.init(params),
+            info=info,
+        )
 
     def update(
         updates: Any,
@@ -147,11 +160,17 @@ def hessian_free(
         trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
         used_damping = damping.current(state.damping, region.level(trust))
         operator = curvature(value_fn, params)
+        preconditioning, inverse, setup_products = (), None, 0
+        if preconditioner is not None:
+            preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
+            inverse = preconditioner.inverse(preconditioning, used_damping)
+            setup_products = preconditioning.setup_products
         result = solver.solve(
             operator,
             optax.tree.scale(-1, updates),
             None if warm_start is None else optax.tree.scale(warm_start, state.solution),
             damping=used_damping,
+            preconditioner=inverse,
             step_limit=region.cg_steps(trust),
         )
         if result.kept is None:
@@ -186,7 +205,7 @@ def hessian_free(
             cg_steps=result.steps,
             cg_stop=result.stop,
             step_size=alpha,
-            products=result.products,
+            products=result.products + setup_products,
             evaluations=search.evaluations + choice.evaluations,
             accepted=accepted,
         )
@@ -196,6 +215,7 @@ def hessian_free(
             damping=damping.update(used_damping, ratio, accepted),
             solution=() if warm_start is None else _where_accepted(accepted, result.solution),
             trust=region.update(trust, Outcome(step, predicted, ratio, accepted)),
+            preconditioner=preconditioning,
             info=info,
         )
         return step, new_state

@@ -13,7 +13,15 @@ from jax.flatten_util import ravel_pytree
 
 import hfopt
 from hfopt import Stop
-from tests.cases import CASES, Case, dense_gauss_newton, dense_value, relative_error
+from tests.cases import (
+    CASES,
+    Case,
+    dense_empirical_fisher,
+    dense_gauss_newton,
+    dense_hessian,
+    dense_value,
+    relative_error,
+)
 
 
 def train_step(tx, objective, params, state, batch):
@@ -268,6 +276,37 @@ def test_the_update_uses_the_gradient_it_is_given():
     other = {"w": jnp.arange(5.0)}
     updates, _ = tx.update(other, tx.init(case.params), case.params, value_fn=case.objective.bind(case.batch))
     np.testing.assert_allclose(updates["w"], -np.linalg.solve(dense_gauss_newton(case), other["w"]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("curvature", "dense"),
+    [
+        (hfopt.hessian, dense_hessian),
+        (hfopt.empirical_fisher, dense_empirical_fisher),
+        (partial(hfopt.fisher, samples="exact"), dense_gauss_newton),
+    ],
+    ids=["hessian", "empirical_fisher", "fisher"],
+)
+def test_every_curvature_can_make_the_step(curvature, dense):
+    case = CASES["mlp-softmax-integer"]()
+    tx = NEWTON(curvature=curvature, damping=hfopt.constant_damping(2.0), line_search=hfopt.fixed_step())
+    value_fn = case.objective.bind(case.batch)
+    grad = jax.grad(value_fn)(case.params)
+    step, _ = jax.jit(partial(tx.update, value_fn=value_fn))(grad, tx.init(case.params), case.params)
+    g = ravel_pytree(grad)[0]
+    assert relative_error(ravel_pytree(step)[0], -jnp.linalg.solve(dense(case) + 2 * jnp.eye(g.size), g)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["squared_gradients", "jacobi", "nystrom"])
+def test_preconditioners_change_the_path_and_not_the_solution(name):
+    case = CASES["mlp-squared"]()
+    plain, _, _ = _run(NEWTON(damping=hfopt.constant_damping(0.1)), case, 1)
+    options = {"rank": 8} if name == "nystrom" else {}
+    preconditioner = getattr(hfopt, name)(**options)
+    tx = NEWTON(damping=hfopt.constant_damping(0.1), preconditioner=preconditioner)
+    params, state, _ = _run(tx, case, 1)
+    assert relative_error(params, plain) < 1e-9
+    assert state.info.products > state.info.cg_steps + 1  # its own products are counted
 
 
 def test_missing_arguments_are_named_with_the_call_that_works():

@@ -107,7 +107,8 @@ class TrustState(NamedTuple):
     """State of `Earned`."""
 
     level: jax.Array  # μ
-    agreement: jax.Array  # q: how much of the predicted decreases showed on data the steps had not seen; in [−1, 1]
+    agreement: jax.Array  # running sum behind q, how much of the predicted decreases showed on data not seen
+    evidence: jax.Array  # the weights in that sum: q = agreement / evidence, in [−1, 1]
     step: Any  # the last step, shaped like the parameters
     predicted: jax.Array  # the decrease the model predicted for it, ≥ 0; 0: there is nothing to judge
 
@@ -120,7 +121,7 @@ class Earned:
     λ = λ₀ / μ. ρ on the batch that made a step is optimistic, ρ on another batch is pessimistic (it sees the noise of
     the gradient, not the error of the model), so each is used for what it can show:
 
-    - the next batch says what of the predicted decrease −m was real. With q the running average of
+    - the next batch says what of the predicted decrease −m was real. With q the (bias-corrected) running average of
       clip((f_new(θ − s) − f_new(θ)) / −m, ±1): μ ← 3/2 μ if q > ¾, and μ ← max(μ/2, min(μ, 1)) if q < ½, so that a
       lack of evidence takes back what was earned and no more;
     - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ¾ (μ/8 if the step was rejected), down to a
@@ -159,7 +160,7 @@ class Earned:
     def init(self, params: Any, dtype: Any) -> TrustState:
         """μ = 1, and nothing to judge."""
         zero = lambda: jnp.zeros((), dtype)  # noqa: E731
-        return TrustState(jnp.ones((), dtype), zero(), optax.tree.zeros_like(params), zero())
+        return TrustState(jnp.ones((), dtype), zero(), zero(), optax.tree.zeros_like(params), zero())
 
     def observe(self, state: TrustState, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> TrustState:
         """Judge the last step on a batch it has not seen."""
@@ -167,15 +168,15 @@ class Earned:
         judged = (state.predicted > 0) & jnp.isfinite(before) & jnp.isfinite(loss)
         share = jnp.clip((before - loss) / jnp.where(judged, state.predicted, 1), -1, 1)
         agreement = self.memory * state.agreement + (1 - self.memory) * share
-        level = state.level
+        evidence = self.memory * state.evidence + (1 - self.memory)
+        q, level = agreement / evidence, state.level
         level = jnp.where(
-            agreement > 0.75,
+            q > 0.75,
             jnp.minimum(1.5 * level, self._CEILING),
-            jnp.where(agreement < 0.5, jnp.maximum(level / 2, jnp.minimum(level, 1)), level),
+            jnp.where(q < 0.5, jnp.maximum(level / 2, jnp.minimum(level, 1)), level),
         )
-        return state._replace(
-            level=jnp.where(judged, level, state.level), agreement=jnp.where(judged, agreement, state.agreement)
-        )
+        after = state._replace(level=level, agreement=agreement, evidence=evidence)
+        return optax.tree.where(judged, after, state)
 
     def bound(self, state: TrustState) -> jax.Array:
         """κ = radius · μ."""

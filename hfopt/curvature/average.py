@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.batch import Examples, chunks, examples, sum_over_chunks
-from hfopt.convolutions import specialize
+from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 
@@ -45,7 +45,8 @@ def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Produ
             quadratic = lambda v: sum_over_chunks(lambda chunk: products(chunk)[1](v), rows)  # noqa: E731
         else:
             product, quadratic = products(jax.tree.map(lambda x: x[0], rows))
-        product, quadratic = specialize(product, params), specialize(quadratic, params)
+        # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
+        product, quadratic = specialize(product, params), canonical(quadratic)
 
     l2 = objective.l2
     if l2 == 0:

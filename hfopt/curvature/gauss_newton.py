@@ -4,8 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from hfopt.batch import Examples
-from hfopt.curvature.average import check_params as check_params
-from hfopt.curvature.average import check_value_fn as check_value_fn
 from hfopt.curvature.jacobian import sandwich
 from hfopt.curvature.operator import Operator
 from hfopt.losses import output_hessian

@@ -17,8 +17,14 @@ RULE = hfopt.earned_trust()
 
 
 def _state(level=1.0, agreement=0.0, predicted=0.1):
+    """After many steps: the weights of the running average have reached their limit of one."""
     state = RULE.init(jnp.zeros(2), jnp.float64)
-    return state._replace(level=jnp.float64(level), agreement=jnp.float64(agreement), predicted=jnp.float64(predicted))
+    return state._replace(
+        level=jnp.float64(level),
+        agreement=jnp.float64(agreement),
+        evidence=jnp.float64(1.0),
+        predicted=jnp.float64(predicted),
+    )
 
 
 def _outcome(ratio, accepted=True, predicted=-0.3):
@@ -42,6 +48,11 @@ def test_the_next_batch_judges_the_last_step(level, agreement, seen, expected):
     state = RULE.observe(_state(level, agreement), jnp.float64(1.0), lambda step: 1.0 + seen * 0.1 + 0 * step.sum())
     assert state.level == pytest.approx(expected)
     assert np.isfinite(state.agreement)
+
+
+def test_the_first_judgement_counts_in_full():
+    state = RULE.init(jnp.zeros(2), jnp.float64)._replace(predicted=jnp.float64(0.1))
+    assert RULE.observe(state, jnp.float64(1.0), lambda step: jnp.float64(1.09)).level == pytest.approx(1.5)
 
 
 def test_nothing_is_judged_before_the_first_step_or_after_a_rejected_one():
