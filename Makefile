@@ -3,7 +3,9 @@
 #   make test   runs the tests
 # Each makes its own virtual environment from pinned versions first, when it is not there.
 
-PYTHON ?= python3
+# The first of these that runs and is new enough; a name on the PATH may be a shim for a version that is not there.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
@@ -35,10 +37,10 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) -m experiments bench products
 
-# Python 3.11 gets the oldest JAX supported, every later interpreter the newest one.
+# Python 3.11 gets the last JAX made for it, every later interpreter the newest JAX.
 $(READY): pyproject.toml constraints/oldest.txt constraints/newest.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "hfopt needs Python >= 3.11; $(PYTHON) is older. Run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "hfopt needs Python >= 3.11 and none was found on the PATH. If there is one, name it:" \
+	  "make $(MAKECMDGOALS) PYTHON=path-to-python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --editable '.[experiments,plots,dev]' \
@@ -51,4 +53,4 @@ constraints: $(READY)
 	  constraints/$$($(RUN) -c 'import sys; print("oldest" if sys.version_info < (3, 12) else "newest")').txt
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache

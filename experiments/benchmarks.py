@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import optax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,16 +45,18 @@ class Case(NamedTuple):
     input_shape: tuple[int, ...]
     batch_size: int
     targets: dict[str, float]
+    rounds: int  # interleaved rounds to take the median of, unless --rounds says otherwise
 
 
 CASES = (
-    Case("MLP 784-500-250-10, batch 512", MLP((500, 250), 10, nn.relu), (784,), 512, {"hfopt": 1.20}),
+    Case("MLP 784-500-250-10, batch 512", MLP((500, 250), 10, nn.relu), (784,), 512, {"hfopt": 1.20}, rounds=41),
     Case(
         "CNN of simpleNN, batch 256",
         CNN((32, 64, 64), (5, 3, 3), 10, nn.relu, nn.max_pool),
         (28, 28, 1),
         256,
         {"hfopt": 1.05},
+        rounds=5,
     ),
 )
 
@@ -66,15 +69,15 @@ def main(argv: Sequence[str]) -> int:
         choices=["products", "preconditioners"],
         help="products: one curvature product / one value_and_grad; preconditioners: CG iterations each one saves",
     )
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds to take the median of")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds to take the median of")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
+    if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
     if arguments.what == "preconditioners":
         rows = preconditioning.rows()
     else:
-        rows = [row for case in CASES for row in product_ratios(case, arguments.rounds)]
+        rows = [row for case in CASES for row in product_ratios(case, arguments.rounds or case.rounds)]
     if arguments.json:
         print(json.dumps({"machine": machine(), "rows": rows}, indent=2))
     elif arguments.what == "preconditioners":
@@ -164,10 +167,10 @@ def machine() -> str:
 
 
 def _print_products(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="One product inside the CG loop / one value_and_grad", caption=machine())
+    table = Table(title="One product inside the CG loop / one value_and_grad", caption=machine(), box=box.SIMPLE_HEAD)
     table.add_column("model")
     table.add_column("path")
-    for name in ("ratio", "lowest … highest", "target on CPU", "value_and_grad"):
+    for name in ("ratio", "range", "target on CPU", "value_and_grad"):
         table.add_column(name, justify="right")
     on_cpu = jax.default_backend() == "cpu"
     for row in rows:

@@ -156,6 +156,13 @@ class HessianFree(Training):
     # Fraction of the last solution that CG starts from. 0: from zero.
     warm_start: HalfOpenFraction | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.damping == "trust" and self.trust_region != "earned":
+            raise ValueError("damping: trust needs trust_region: earned; choose levenberg_marquardt or constant")
+        if self.trust_radius is not None and self.trust_region == "none":
+            raise ValueError("trust_radius has no use with trust_region: none; leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizers(Section):

@@ -82,7 +82,7 @@ def _hessian_free(settings: config.HessianFree) -> Optimizer:
 def _solver(settings: config.HessianFree) -> dict[str, Any]:
     stop = None if settings.cg_tolerance is None else hfopt.relative_residual(settings.cg_tolerance)
     chosen = _given(max_steps=settings.max_cg_steps, stop=stop)
-    return {"solver": hfopt.cg(**({"max_steps": 250} | chosen))} if chosen else {}
+    return {"solver": hfopt.cg(**chosen)} if chosen else {}
 
 
 def _trust_region(settings: config.HessianFree) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _trust_region(settings: config.HessianFree) -> dict[str, Any]:
         case "none":
             return {"trust_region": None}
         case "constant":
-            return {"trust_region": hfopt.trust_region(**({"radius": 0.01} | radius))}
+            return {"trust_region": hfopt.scheduled_trust(**({"radius": 0.01} | radius))}
         case _:
             return {"trust_region": hfopt.earned_trust(**radius)}
 

@@ -8,7 +8,7 @@ from hfopt.control.line_search import Armijo as armijo
 from hfopt.control.line_search import FixedStep as fixed_step
 from hfopt.control.line_search import FullStep as full_step
 from hfopt.control.trust_region import Earned as earned_trust
-from hfopt.control.trust_region import Scheduled as trust_region
+from hfopt.control.trust_region import Scheduled as scheduled_trust
 from hfopt.curvature import Operator, empirical_fisher, fisher, gauss_newton, hessian, outer_product
 from hfopt.objective import Objective, ValueFn
 from hfopt.solve.cg import CGResult
@@ -49,7 +49,7 @@ __all__ = [
     "presets",
     "relative_progress",
     "relative_residual",
+    "scheduled_trust",
     "squared_gradients",
     "trust_damping",
-    "trust_region",
 ]

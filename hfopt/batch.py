@@ -41,6 +41,8 @@ def as_batch(batch: Any, argument: str) -> Batch:
             f"Objective.bind: `{argument}` must be (inputs, targets) or (inputs, targets, weights), got {what}."
         )
     batch = Batch(*batch)
+    if isinstance(batch.weights, list | tuple):
+        raise ValueError(f"Objective.bind: weights in `{argument}` must be an array of shape (N,), got a list.")
     lengths: dict[int, str] = {}
     for part in batch._fields:
         for path, leaf in jax.tree.leaves_with_path(getattr(batch, part)):
@@ -76,8 +78,8 @@ def examples(batch: Batch) -> Examples:
         count = size(batch)
         return Examples(batch.inputs, batch.targets, jnp.full(count, 1.0 / count))
     weights = jnp.asarray(batch.weights)
-    if not jnp.issubdtype(weights.dtype, jnp.floating):
-        weights = weights.astype(jnp.result_type(float))  # counts and masks
+    if not jnp.issubdtype(weights.dtype, jnp.floating) or jnp.finfo(weights.dtype).bits < 32:
+        weights = weights.astype(jnp.result_type(float))  # counts, masks, and sums that low precision would lose
     return Examples(batch.inputs, batch.targets, weights / weights.sum())
 
 

@@ -51,8 +51,7 @@ def output_hessian(loss: Loss, outputs: Any, rows: Examples) -> Product:
     if closed_form is None:
         total = lambda z: mean_loss(loss, z, rows)  # noqa: E731
         return jax.linearize(jax.grad(total), outputs)[1]
-    loss_shape = jax.eval_shape(loss, outputs, rows.targets).shape
-    further = size(rows) / max(1, jnp.size(jnp.empty(loss_shape)))  # 1 / (elements of ξ_i)
+    further = size(rows) / max(1, jax.eval_shape(loss, outputs, rows.targets).size)  # 1 / (elements of ξ_i)
     per_row = (rows.coefficients * further).astype(outputs.dtype)
     scale = per_row.reshape((-1,) + (1,) * (outputs.ndim - 1))
     return closed_form(outputs, rows.targets, scale)

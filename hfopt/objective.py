@@ -6,6 +6,7 @@ a curvature operator takes apart again into predict and loss.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ class Objective:
       l2: 1/C, the weight of the penalty; a non-negative Python number. It belongs here rather than in a chain of
         gradient transformations, so that value, gradient and curvature agree.
       l2_mask: which parameters the penalty sees: a pytree of booleans shaped like the parameters (or a prefix of it),
-        or a callable that makes one from them. ``None``: all.
+        or a callable that makes one from their structure and shapes. ``None``: all.
       precision: of matrix products in value, gradient and curvature, as ``jax.default_matmul_precision`` takes it.
         The default keeps float32 products out of TF32 and bf16 passes on GPU and TPU; ``None`` leaves the setting of
         the surrounding program.
@@ -60,6 +61,11 @@ class Objective:
                 raise TypeError(f"Objective: `{name}` must be callable, got {type(getattr(self, name)).__name__}.")
         if not self.l2 >= 0:
             raise ValueError(f"Objective: `l2` must be at least 0, got {self.l2}.")
+        try:
+            with self.matmul_precision():
+                pass
+        except ValueError as error:
+            raise ValueError(f"Objective: `precision` is {self.precision!r}: {error}") from None
 
     def __hash__(self) -> int:
         # An objective is part of what a jitted function is compiled for; a mask may be a dict, which has no hash.
@@ -81,12 +87,16 @@ class Objective:
         Raises:
           ValueError: see `hfopt.batch.as_batch`; or ``chunk_size`` is not a positive integer.
         """
-        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise ValueError(f"Objective.bind: `chunk_size` must be a positive integer or None, got {chunk_size!r}.")
         batch = as_batch(batch, "batch")
         if curvature_batch is not None:
             curvature_batch = as_batch(curvature_batch, "curvature_batch")
         return ValueFn(self, batch, curvature_batch, chunk_size)
+
+    def matmul_precision(self) -> AbstractContextManager[Any]:
+        """The context in which value, gradient and products are traced."""
+        return nullcontext() if self.precision is None else jax.default_matmul_precision(self.precision)
 
     def penalty(self, params: Any) -> Any:
         """½ l2 ‖θ‖² over the parameters that `l2_mask` keeps."""
@@ -128,7 +138,7 @@ class ValueFn:
     def __call__(self, params: Any) -> jax.Array:
         """f(params), a scalar. Differentiable in ``params``."""
         objective = self.objective
-        with jax.default_matmul_precision(objective.precision):
+        with objective.matmul_precision():
             if self.is_chunked(self.batch):
                 return objective.penalty(params) + self._chunked_mean_loss(params)
             return objective.penalty(params) + objective.mean_loss(params, examples(self.batch))

@@ -16,11 +16,11 @@ def simplenn() -> optax.GradientTransformationExtraArgs:
     The method regularises by I/(C·N), on weights and biases alike: give the objective ``l2 = 1 / (C * N)``. Its
     curvature is taken over a random subset, drawn anew every iteration: the ``curvature_batch`` of `Objective.bind`.
 
-    One constant is ours: the line search is capped (at 60 halvings), where the source searches for ever once rounding
-    hides every decrease.
+    Two points are ours: the line search is capped (at 60 halvings), where the source searches for ever once rounding
+    hides every decrease; and λ falls above ρ = ¾, not at ¾ itself.
 
     Source: Wang, Tan & Lin, "Newton methods for convolutional neural networks", ACM TIST 2020, and the code of
-    simpleNN: CG cap 250, λ₀ = 1, λ × 3/2 below ρ = ¼ and × 2/3 from ρ = ¾, λ not in the model of ρ, η = 1e-4.
+    simpleNN: CG cap 250, λ₀ = 1, λ × 3/2 below ρ = ¼ and × 2/3 above ¾, λ not in the model of ρ, η = 1e-4.
     """
     return hessian_free(
         solver=ConjugateGradient(max_steps=250, stop=RelativeResidual(0.1)),

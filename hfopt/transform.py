@@ -26,7 +26,7 @@ from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
-from hfopt.solve.cg import ConjugateGradient
+from hfopt.solve.cg import ConjugateGradient, widened
 from hfopt.solve.preconditioners import Preconditioner
 
 Curvature = Callable[[ValueFn, Any], Operator]
@@ -37,14 +37,14 @@ class StepInfo(NamedTuple):
 
     loss: jax.Array  # f(θ) before the step
     new_loss: jax.Array  # f(θ + s) after it, on the same batch; equal to `loss` when the step was rejected
-    reduction_ratio: jax.Array  # ρ = actual / predicted decrease; −∞ when the step was rejected
+    reduction_ratio: jax.Array  # ρ = actual / predicted decrease; −∞ if rejected, 1 if both are below rounding
     damping: jax.Array  # λ the step was solved with
     cg_steps: jax.Array  # int32: CG iterations
     cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
     step_size: jax.Array  # s = step_size · d, with d the solution of CG; 0 when the step was rejected
     products: jax.Array  # int32: curvature-vector products spent, those that set up a preconditioner included
     evaluations: jax.Array  # int32: losses computed at trial points, by backtracking and line search
-    accepted: jax.Array  # bool: whether the parameters moved
+    accepted: jax.Array  # bool: whether the step was taken
 
 
 class HessianFreeState(NamedTuple):
@@ -52,7 +52,7 @@ class HessianFreeState(NamedTuple):
 
     step: jax.Array  # int32: steps taken, rejected ones included
     rejected: jax.Array  # int32: steps rejected so far
-    damping: jax.Array  # λ for the next step
+    next_damping: jax.Array  # λ carried to the next step; damping tied to trust makes its own from the level of trust
     solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
     trust: Any  # the state of the trust region; () without one
     preconditioner: Any  # the state of the preconditioner; () without one
@@ -87,11 +87,15 @@ def hessian_free(
     Returns:
       An ``optax.GradientTransformationExtraArgs``. ``update(grad, state, params, value=…, grad=…, value_fn=…)`` takes
       what the update of ``optax.lbfgs`` takes; ``value_fn`` comes from `hfopt.Objective.bind`. ``state.info`` is a
-      `StepInfo`.
+      `StepInfo`. ``value`` must be that of ``value_fn`` on the same batch: acceptance compares the two. Without
+      ``value`` it is computed; without ``grad``, ``grad`` is the gradient that was passed first. Call it under
+      ``jax.jit``: eagerly it traces its loops anew at every step. ``optax.inject_hyperparams`` takes callables for
+      schedules, so it needs ``static_args=("curvature",)``.
 
-    Raises (at the first update):
-      ValueError: ``params`` or ``value_fn`` is missing.
-      TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
+    Raises:
+      ValueError: at an update, ``params`` or ``value_fn`` is missing; `warm_start` is outside [0, 1].
+      TypeError: a choice is not an object of its kind; a parameter is not floating; at an update, ``value_fn`` was not
+        made by `Objective.bind`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hfopt
@@ -117,6 +121,7 @@ def hessian_free(
       convolutional neural networks", ACM TIST 2020.
     """
 
+    _check_choices(solver, damping, line_search, trust_region, warm_start)
     region = Unbounded() if trust_region is None else trust_region
 
     def init(params: Any) -> HessianFreeState:
@@ -127,11 +132,11 @@ def hessian_free(
         none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
         nan = lambda: jnp.full((), jnp.nan, dtype)  # noqa: E731
         info = StepInfo(nan(), nan(), nan(), nan(), none(), none(), zero(), none(), none(), jnp.zeros((), bool))
-        solution = () if warm_start is None else optax.tree.zeros_like(params)
+        solution = () if warm_start is None else widened(optax.tree.zeros_like(params))
         return HessianFreeState(
             step=none(),
             rejected=none(),
-            damping=jnp.full((), damping.initial, dtype),
+            next_damping=jnp.full((), damping.initial, dtype),
             solution=solution,
             trust=region.init(params, dtype),
             preconditioner=() if preconditioner is None else preconditioner.init(params),
@@ -150,15 +155,16 @@ def hessian_free(
     ) -> tuple[Any, HessianFreeState]:
         del extra_args
         value_fn = _checked_value_fn(params, value_fn)
-        dtype = state.damping.dtype
+        dtype = state.next_damping.dtype
         loss = jnp.asarray(value_fn(params) if value is None else value, dtype)
-        grad = updates if grad is None else grad
+        updates = widened(updates)
+        grad = updates if grad is None else widened(grad)
 
         evaluate = canonical(value_fn)  # it runs inside loops
         loss_after = lambda step: evaluate(optax.apply_updates(params, step)).astype(dtype)  # noqa: E731
 
         trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
-        used_damping = damping.current(state.damping, region.level(trust))
+        used_damping = damping.current(state.next_damping, region.level(trust))
         operator = curvature(value_fn, params)
         preconditioning, inverse, setup_products = (), None, 0
         if preconditioner is not None:
@@ -183,19 +189,27 @@ def hessian_free(
         model_slope = optax.tree.vdot(updates, direction).astype(dtype)
         damped_form = 2 * (choice.model_value - model_slope)
         form = damped_form - used_damping * optax.tree.vdot(direction, direction)
-        radius = jnp.sqrt(region.bound(trust) / jnp.maximum(0.5 * damped_form, jnp.finfo(dtype).tiny))
+        radius = jnp.sqrt(region.bound(trust) / jnp.maximum(0.5 * jnp.abs(damped_form), jnp.finfo(dtype).tiny))
         length = jnp.minimum(radius, 1).astype(dtype)
 
-        slope = length * optax.tree.vdot(grad, direction).astype(dtype)
+        true_slope = optax.tree.vdot(grad, direction).astype(dtype)
+        slope = length * true_slope
         trial_loss = lambda alpha: loss_after(_step(params, alpha * length, direction))  # noqa: E731
         known = None if trust_region is not None else choice.loss
         search = line_search.search(trial_loss, loss, slope, known)
 
-        accepted = search.accepted & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
+        # A direction that is zero though the gradient is not is a failure of CG, not a stationary point.
+        moves = (slope != 0) | (optax.tree.norm(grad) == 0)
+        accepted = search.accepted & moves & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
         alpha = jnp.where(accepted, search.step_size * length, 0)
         step = _where_accepted(accepted, _step(params, alpha, direction))
-        predicted = jnp.where(accepted, alpha * model_slope + 0.5 * alpha**2 * form, 0)
-        ratio = _reduction_ratio(search.new_loss - loss, predicted, accepted)
+        # With the true gradient, also where `updates` is something else (clipped before, a natural gradient).
+        model = lambda a: a * true_slope + 0.5 * a**2 * form  # noqa: E731
+        predicted, actual = jnp.where(accepted, model(alpha), 0), search.new_loss - loss
+        # Below the resolution of the loss, acceptance and ρ are noise, and nothing is learned from them.
+        rounding = 10 * jnp.finfo(dtype).eps * jnp.abs(loss)
+        noise = moves & (jnp.abs(model(length)) <= rounding) & (jnp.abs(actual) <= rounding)
+        ratio = jnp.where(accepted, jnp.where(noise, 1, actual / predicted), -jnp.inf).astype(dtype)
 
         info = StepInfo(
             loss=loss,
@@ -212,9 +226,9 @@ def hessian_free(
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
-            damping=damping.update(used_damping, ratio, accepted),
+            next_damping=jnp.where(noise, used_damping, damping.update(used_damping, ratio, accepted)),
             solution=() if warm_start is None else _where_accepted(accepted, result.solution),
-            trust=region.update(trust, Outcome(step, predicted, ratio, accepted)),
+            trust=optax.tree.where(noise, trust, region.update(trust, Outcome(step, predicted, ratio, accepted))),
             preconditioner=preconditioning,
             info=info,
         )
@@ -231,11 +245,18 @@ def _where_accepted(accepted: jax.Array, tree: Any) -> Any:
     return optax.tree.where(accepted, tree, optax.tree.zeros_like(tree))
 
 
-def _reduction_ratio(actual: jax.Array, predicted: jax.Array, accepted: jax.Array) -> jax.Array:
-    """ρ; at a stationary point, where both decreases are zero, the model is exact: 1."""
-    exact = (actual == 0) & (predicted == 0)
-    ratio = jnp.where(exact, 1.0, actual / jnp.where(exact, 1.0, predicted))
-    return jnp.where(accepted, ratio, -jnp.inf).astype(actual.dtype)
+def _check_choices(solver: Any, damping: Any, line_search: Any, trust_region: Any, warm_start: Any) -> None:
+    choices = {
+        "solver": (solver, "solve", "hfopt.cg()"),
+        "damping": (damping, "update", "hfopt.levenberg_marquardt()"),
+        "line_search": (line_search, "search", "hfopt.armijo()"),
+        "trust_region": (Unbounded() if trust_region is None else trust_region, "bound", "hfopt.earned_trust()"),
+    }
+    for name, (choice, method, example) in choices.items():
+        if isinstance(choice, type) or not hasattr(choice, method):
+            raise TypeError(f"hessian_free: `{name}` must be an object such as {example}, got {choice!r}.")
+    if isinstance(warm_start, int | float) and not 0 <= warm_start <= 1:
+        raise ValueError(f"hessian_free: `warm_start` must lie in [0, 1] or be None, got {warm_start}.")
 
 
 def _scalar_dtype(params: Any) -> Any:

@@ -66,8 +66,8 @@ class LevenbergMarquardt(Constant):
       initial: λ₀ > 0.
       increase, decrease: factors, above and below 1.
       lower, upper: the thresholds on ρ.
-      floor: the least λ; ``None`` takes the square of the dtype's machine epsilon, below which λ cannot change a sum
-        with any eigenvalue that float arithmetic resolves, and above which it could still not overflow a quotient.
+      floor: the least λ; ``None`` takes the square of the dtype's machine epsilon: far below what λ must be to matter
+        beside any curvature that the arithmetic resolves, and far above underflow.
       ceiling: the largest λ.
 
     Raises:
@@ -93,6 +93,8 @@ class LevenbergMarquardt(Constant):
             )
         if not self.lower <= self.upper:
             raise ValueError(f"levenberg_marquardt: need `lower` <= `upper`, got {self.lower} and {self.upper}.")
+        if self.floor is not None and not self.floor <= self.ceiling:
+            raise ValueError(f"levenberg_marquardt: need `floor` <= `ceiling`, got {self.floor} and {self.ceiling}.")
 
     def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
         """The next λ, a scalar like ``damping``."""

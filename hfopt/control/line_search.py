@@ -68,19 +68,18 @@ class Armijo:
         def judged(step_size: jax.Array, new_loss: jax.Array, evaluations: jax.Array) -> LineSearchResult:
             enough = new_loss <= loss + self.sufficient_decrease * step_size * slope
             # slope = 0 is a stationary point, where d = 0: staying there is no failure.
-            return LineSearchResult(step_size, new_loss, enough & (slope <= 0), evaluations)
+            return LineSearchResult(step_size, new_loss, enough & (slope <= 0) & (step_size > 0), evaluations)
 
         def attempt(last: LineSearchResult) -> LineSearchResult:
-            step_size = jnp.where(last.step_size == 0, 1.0, last.step_size * self.shrink).astype(slope.dtype)
+            step_size = jnp.where(jnp.isinf(last.step_size), 1.0, last.step_size * self.shrink).astype(slope.dtype)
             return judged(step_size, trial_loss(step_size), last.evaluations + 1)
 
         if full_step_loss is None:
-            start, trials = (
-                LineSearchResult(jnp.zeros_like(slope), loss, jnp.bool_(False), jnp.int32(0)),
-                self.max_trials,
-            )
+            trials = self.max_trials
+            start = LineSearchResult(jnp.full_like(slope, jnp.inf), loss, jnp.bool_(False), jnp.int32(0))
         else:
-            start, trials = judged(jnp.ones_like(slope), full_step_loss, jnp.int32(0)), self.max_trials - 1
+            trials = self.max_trials - 1
+            start = judged(jnp.ones_like(slope), full_step_loss, jnp.int32(0))
         return jax.lax.while_loop(lambda r: ~r.accepted & (r.evaluations < trials), attempt, start)
 
 
@@ -89,6 +88,10 @@ class FixedStep:
     """α is a constant and the step is taken whenever it leads to a finite loss. ``hfopt.fixed_step``."""
 
     step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.step_size > 0:
+            raise ValueError(f"fixed_step: `step_size` must be positive, got {self.step_size}.")
 
     def search(
         self,

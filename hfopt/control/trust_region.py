@@ -75,7 +75,7 @@ class Unbounded:
 
 @dataclass(frozen=True)
 class Scheduled(Unbounded):
-    """κ is a constant or a schedule: ``hfopt.trust_region``.
+    """κ is a constant or a schedule: ``hfopt.scheduled_trust``.
 
     Args:
       radius: κ > 0, or a callable from the number of steps taken (an int32 scalar) to κ, such as an Optax schedule.
@@ -88,7 +88,7 @@ class Scheduled(Unbounded):
 
     def __post_init__(self) -> None:
         if not callable(self.radius) and not self.radius > 0:
-            raise ValueError(f"trust_region: `radius` must be positive or a schedule, got {self.radius}.")
+            raise ValueError(f"scheduled_trust: `radius` must be positive or a schedule, got {self.radius}.")
 
     def init(self, params: Any, dtype: Any) -> jax.Array:
         """The number of steps taken."""
@@ -109,7 +109,7 @@ class TrustState(NamedTuple):
     level: jax.Array  # μ
     agreement: jax.Array  # running sum behind q, how much of the predicted decreases showed on data not seen
     evidence: jax.Array  # the weights in that sum: q = agreement / evidence, in [−1, 1]
-    step: Any  # the last step, shaped like the parameters
+    last_step: Any  # shaped like the parameters
     predicted: jax.Array  # the decrease the model predicted for it, ≥ 0; 0: there is nothing to judge
 
 
@@ -117,7 +117,7 @@ class TrustState(NamedTuple):
 class Earned:
     """Trust that is earned on new data and lost on the same: ``hfopt.earned_trust``.
 
-    One level μ rules a step: κ = radius · μ, at most ⌈cg · √μ⌉ CG iterations and, with `hfopt.trust_damping`,
+    One level μ rules a step: κ = radius · μ, at most ⌈10 √max(μ, 1)⌉ CG iterations and, with `hfopt.trust_damping`,
     λ = λ₀ / μ. ρ on the batch that made a step is optimistic, ρ on another batch is pessimistic (it sees the noise of
     the gradient, not the error of the model), so each is used for what it can show:
 
@@ -132,7 +132,7 @@ class Earned:
 
     Args:
       radius: κ at μ = 1, in units of the objective. 0.01 is a mean KL divergence of a hundredth of a nat.
-      cg: CG iterations at μ = 1.
+      initial_cg_steps: the most CG iterations at μ ≤ 1.
       memory: of the running average q, in [0, 1).
 
     Raises:
@@ -142,7 +142,7 @@ class Earned:
     """
 
     radius: float = 0.01
-    cg: int = 10
+    initial_cg_steps: int = 10
     memory: float = 0.8
 
     # Beyond this the bound binds nothing; below the floor the step is nothing.
@@ -152,8 +152,8 @@ class Earned:
     def __post_init__(self) -> None:
         if not self.radius > 0:
             raise ValueError(f"earned_trust: `radius` must be positive, got {self.radius}.")
-        if not self.cg >= 1:
-            raise ValueError(f"earned_trust: `cg` must be at least 1, got {self.cg}.")
+        if not self.initial_cg_steps >= 1:
+            raise ValueError(f"earned_trust: `initial_cg_steps` must be at least 1, got {self.initial_cg_steps}.")
         if not 0 <= self.memory < 1:
             raise ValueError(f"earned_trust: `memory` must lie in [0, 1), got {self.memory}.")
 
@@ -164,7 +164,7 @@ class Earned:
 
     def observe(self, state: TrustState, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> TrustState:
         """Judge the last step on a batch it has not seen."""
-        before = jax.lax.cond(state.predicted > 0, lambda: loss_before(state.step), lambda: loss)
+        before = jax.lax.cond(state.predicted > 0, lambda: loss_before(state.last_step), lambda: loss)
         judged = (state.predicted > 0) & jnp.isfinite(before) & jnp.isfinite(loss)
         share = jnp.clip((before - loss) / jnp.where(judged, state.predicted, 1), -1, 1)
         agreement = self.memory * state.agreement + (1 - self.memory) * share
@@ -187,8 +187,8 @@ class Earned:
         return state.level
 
     def cg_steps(self, state: TrustState) -> jax.Array:
-        """⌈cg · √max(μ, 1)⌉."""
-        return jnp.ceil(self.cg * jnp.sqrt(jnp.maximum(state.level, 1))).astype(jnp.int32)
+        """⌈initial_cg_steps · √max(μ, 1)⌉."""
+        return jnp.ceil(self.initial_cg_steps * jnp.sqrt(jnp.maximum(state.level, 1))).astype(jnp.int32)
 
     def update(self, state: TrustState, outcome: Outcome) -> TrustState:
         """Lose trust where the model failed on its own batch; remember the step for the next one to judge."""
@@ -197,4 +197,4 @@ class Earned:
         regained = jnp.where((ratio > 0.9) & (level < 1), jnp.minimum(1.5 * level, 1), level)
         level = jnp.where(ratio >= 0.75, regained, lost)
         level = jnp.where(outcome.accepted, level, jnp.maximum(lost / 4, self._FLOOR))
-        return state._replace(level=level, step=outcome.step, predicted=jnp.maximum(-outcome.predicted, 0))
+        return state._replace(level=level, last_step=outcome.step, predicted=jnp.maximum(-outcome.predicted, 0))

@@ -38,7 +38,11 @@ def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Produ
     batch = value_fn.batch if value_fn.curvature_batch is None else value_fn.curvature_batch
     rows = chunks(examples(batch), value_fn.chunk_size)
 
-    with jax.default_matmul_precision(objective.precision):
+    def quadratic_form(v: Any) -> jax.Array:
+        with objective.matmul_precision():  # traced at the call, after the block below
+            return canonical(quadratic)(v)
+
+    with objective.matmul_precision():
         if value_fn.is_chunked(batch):
             # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
             product = lambda v: sum_over_chunks(lambda chunk: products(chunk)[0](v), rows)  # noqa: E731
@@ -46,14 +50,14 @@ def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Produ
         else:
             product, quadratic = products(jax.tree.map(lambda x: x[0], rows))
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
-        product, quadratic = specialize(product, params), canonical(quadratic)
+        product = specialize(product, params)
 
     l2 = objective.l2
     if l2 == 0:
-        regularised_product, regularised_quadratic = product, quadratic
+        regularised_product, regularised_quadratic = product, quadratic_form
     else:
         regularised_product = lambda v: optax.tree.add_scale(product(v), l2, objective.penalised(v))  # noqa: E731
-        regularised_quadratic = lambda v: quadratic(v) + 2 * objective.penalty(v)  # noqa: E731
+        regularised_quadratic = lambda v: quadratic_form(v) + 2 * objective.penalty(v)  # noqa: E731
     example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return Operator(regularised_product, regularised_quadratic, example)
 

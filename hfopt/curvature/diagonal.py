@@ -47,7 +47,7 @@ def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
         gradients = jax.vmap(gradient)(rows.inputs, rows.targets)
         return jax.tree.map(lambda g: _weighted_sum(rows.coefficients, jnp.square(_wide(g))), gradients)
 
-    with jax.default_matmul_precision(objective.precision):
+    with objective.matmul_precision():
         return sum_over_chunks(canonical(total), chunks(examples(value_fn.batch), at_once))
 
 
@@ -90,7 +90,7 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
         right = left if w is u else model.vjp(w)
         return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
 
-    with jax.default_matmul_precision(objective.precision):
+    with objective.matmul_precision():
         estimate = sum_over_chunks(canonical(probe), rows._replace(inputs=(rows.inputs, keys)))
     return jax.tree.map(lambda d: jnp.maximum(d, 0), estimate)
 

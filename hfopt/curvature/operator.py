@@ -51,7 +51,7 @@ class Operator:
         """The diagonal of A, shaped like the parameters. Exact; n products."""
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.example)
         flat, unravel = jax.flatten_util.ravel_pytree(zeros)
-        entry = lambda i: self.quadratic(unravel(flat.at[i].set(1)))  # noqa: E731
+        entry = lambda i: self.quadratic(unravel(flat.at[i].set(1))).astype(flat.dtype)  # noqa: E731
         return unravel(jax.jit(lambda indices: jax.lax.map(entry, indices))(jnp.arange(flat.size)))
 
     def __add__(self, other: "Operator") -> "Operator":

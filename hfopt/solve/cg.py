@@ -34,9 +34,9 @@ class Kept(NamedTuple):
 
 
 class CGResult(NamedTuple):
-    """What a solve ends with. ``residual_norm`` and what depends on it cost one product, when they are used."""
+    """What a solve ends with. ``residual_norm`` costs one product more; under ``jax.jit`` only where it is used."""
 
-    solution: Any  # x, shaped like b
+    solution: Any  # x, shaped like b, in at least float32
     steps: jax.Array  # int32: iterations that changed x
     stop: jax.Array  # int32: a `Stop`
     residual_norm: jax.Array  # ‖b − (A + λI)x‖, from a fresh product
@@ -73,7 +73,7 @@ class ConjugateGradient:
       ValueError: ``max_steps`` is not a positive integer, or ``keep_ratio`` is not above 1.
     """
 
-    max_steps: int = 50
+    max_steps: int = 250
     stop: StopRule | tuple[StopRule, ...] = RelativeProgress()  # noqa: RUF009 - immutable
     keep_ratio: float | None = None
 
@@ -97,7 +97,8 @@ class ConjugateGradient:
 
         Args:
           operator: A, symmetric: an `Operator` or any linear map on pytrees.
-          rhs: b, a pytree of floating arrays.
+          rhs: b, a pytree of floating arrays. Vectors and sums are kept in at least float32; an `Operator` is given
+            the dtypes of its parameters, any other map those of b.
           start: x₀ shaped like b; ``None`` is zero and saves the product of the first residual.
           damping: λ, a scalar.
           preconditioner: r ↦ M⁻¹ r for a symmetric positive definite M; ``None`` is the identity.
@@ -110,7 +111,9 @@ class ConjugateGradient:
           Nocedal & Wright, "Numerical Optimization", 2nd ed., algorithms 5.3 and 7.1; Martens 2010, section 4.
         """
         apply = operator.product if isinstance(operator, Operator) else operator
-        product = lambda v: optax.tree.add_scale(apply(v), damping, v)  # noqa: E731
+        narrow = operator.example if isinstance(operator, Operator) else rhs
+        rhs, start = widened(rhs), None if start is None else widened(start)
+        product = lambda v: _axpy(damping, v, apply(optax.tree.cast_like(v, narrow)))  # noqa: E731
         precondition = preconditioner or (lambda r: r)
         cap = self.max_steps if step_limit is None else jnp.minimum(step_limit, self.max_steps)
         rules = self.stop if isinstance(self.stop, tuple) else (self.stop,)
@@ -130,12 +133,12 @@ class ConjugateGradient:
             ap = product(p)
             curvature = vdot(p, ap)
             alpha = state.ry / jnp.maximum(curvature, tiny)
-            x = optax.tree.add_scale(state.x, alpha, p)
-            r = optax.tree.add_scale(state.r, -alpha, ap)
+            x = _axpy(alpha, p, state.x)
+            r = _axpy(-alpha, ap, state.r)
             y = precondition(r)
             ry, phi = vdot(r, y), state.values[state.step] - 0.5 * alpha * state.ry
             values = state.values.at[step].set(phi)
-            p = optax.tree.add_scale(y, ry / state.ry, p)
+            p = _axpy(ry / state.ry, p, y)
 
             progress = Progress(step, optax.tree.norm(r), rhs_norm, values)
             stop = jnp.where(step >= cap, Stop.CAP, Stop.NONE)
@@ -180,6 +183,16 @@ class ConjugateGradient:
         steps = jnp.array(series or [self.max_steps + 1], jnp.int32)  # one unused slot where the series is empty
         iterates = jax.tree.map(lambda b: jnp.zeros((steps.size, *b.shape), b.dtype), rhs)
         return Kept(iterates, steps, jnp.int32(0))
+
+
+def widened(tree: Any) -> Any:
+    """``tree`` with every leaf in at least float32: what sums over parameters are taken in."""
+    return jax.tree.map(lambda x: x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32), tree)
+
+
+def _axpy(scalar: Any, x: Any, y: Any) -> Any:
+    """scalar · x + y, in the dtypes of x: a float32 scalar must not promote, nor a bfloat16 product narrow."""
+    return jax.tree.map(lambda x, y: jnp.asarray(scalar, x.dtype) * x + y.astype(x.dtype), x, y)
 
 
 def _keep(kept: Kept, step: jax.Array, x: Any) -> Kept:

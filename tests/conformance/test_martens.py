@@ -70,7 +70,7 @@ def test_five_iterations_agree(case):
         value_fn = OBJECTIVE.bind((x, x), curvature_batch=(x[chunk], x[chunk]))
         start = optax.tree.scale(0.95, state.solution)
         np.testing.assert_allclose(ravel_pytree(start)[0], record.start, rtol=1e-6, atol=1e-9)
-        result, choice, inverse_ones = _solve(params, start, state.damping, value_fn)
+        result, choice, inverse_ones = _solve(params, start, state.next_damping, value_fn)
         np.testing.assert_allclose(1 / ravel_pytree(inverse_ones)[0], record.preconditioner, rtol=1e-9)
         np.testing.assert_allclose(result.values[: record.cg_steps + 1], record.phi, rtol=1e-8)
         kept = result.kept.steps[: int(result.kept.filled)].tolist()
@@ -84,11 +84,11 @@ def test_five_iterations_agree(case):
         assert info.step_size == pytest.approx(record.step_size, rel=1e-12)
         assert info.damping == pytest.approx(record.damping, rel=1e-12)
         assert info.reduction_ratio == pytest.approx(record.ratio, rel=1e-6)
-        assert state.damping == pytest.approx(record.damping_after, rel=1e-12)
+        assert state.next_damping == pytest.approx(record.damping_after, rel=1e-12)
         assert info.loss == pytest.approx(record.f, rel=1e-8)
         assert info.new_loss == pytest.approx(record.new_f, rel=1e-8)
 
 
 def test_the_published_constants_are_the_defaults():
     state = hfopt.presets.martens2010().init({"w": jnp.ones(3)})
-    assert state.damping == martens_numpy.INITIAL_DAMPING
+    assert state.next_damping == martens_numpy.INITIAL_DAMPING

@@ -64,7 +64,7 @@ def test_five_iterations_agree(loss, subset_size):
         assert info.cg_steps == record.cg_steps
         assert info.step_size == record.step_size
         assert info.damping == pytest.approx(record.damping, rel=1e-14)
-        assert state.damping == pytest.approx(record.damping_after, rel=1e-14)
+        assert state.next_damping == pytest.approx(record.damping_after, rel=1e-14)
         assert info.loss == pytest.approx(record.f, rel=1e-8)
         assert info.new_loss == pytest.approx(record.new_f, rel=1e-8)
         assert info.reduction_ratio == pytest.approx(record.ratio, rel=1e-6)

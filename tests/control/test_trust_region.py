@@ -77,7 +77,7 @@ def test_nothing_is_judged_before_the_first_step_or_after_a_rejected_one():
 def test_the_same_batch_takes_trust_away(level, ratio, accepted, expected):
     state = RULE.update(_state(level), _outcome(ratio, accepted))
     assert state.level == pytest.approx(expected)
-    np.testing.assert_array_equal(state.step, 1.0)
+    np.testing.assert_array_equal(state.last_step, 1.0)
     assert state.predicted == pytest.approx(0.3)
 
 
@@ -95,7 +95,7 @@ def test_the_step_stays_within_the_bound(radius):
     tx = hfopt.hessian_free(
         solver=hfopt.cg(200, hfopt.relative_residual(1e-12)),
         damping=hfopt.constant_damping(damping),
-        trust_region=hfopt.trust_region(radius),
+        trust_region=hfopt.scheduled_trust(radius),
     )
     value_fn = case.objective.bind(case.batch)
     grad = jax.grad(value_fn)(case.params)
@@ -109,7 +109,7 @@ def test_the_step_stays_within_the_bound(radius):
 
 
 def test_a_schedule_is_asked_with_the_step_count():
-    rule = hfopt.trust_region(optax.linear_schedule(1.0, 0.0, 4))
+    rule = hfopt.scheduled_trust(optax.linear_schedule(1.0, 0.0, 4))
     state = rule.init(None, None)
     bounds = []
     for _ in range(3):
@@ -149,9 +149,9 @@ def test_small_batches_neither_bounce_nor_stop_where_the_classical_rule_bounces(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hfopt.trust_region(0.0), "`radius` must be positive or a schedule, got 0.0"),
+        (lambda: hfopt.scheduled_trust(0.0), "`radius` must be positive or a schedule, got 0.0"),
         (lambda: hfopt.earned_trust(radius=-1.0), "`radius` must be positive, got -1.0"),
-        (lambda: hfopt.earned_trust(cg=0), "`cg` must be at least 1, got 0"),
+        (lambda: hfopt.earned_trust(initial_cg_steps=0), "`initial_cg_steps` must be at least 1, got 0"),
         (lambda: hfopt.earned_trust(memory=1.0), r"`memory` must lie in \[0, 1\), got 1.0"),
     ],
 )

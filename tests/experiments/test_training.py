@@ -11,6 +11,7 @@ from scipy.special import log_softmax, softmax
 
 import hfopt
 from experiments.config_file import load_config
+from experiments.errors import ConfigError
 from experiments.optimizers import build_optimizer
 from experiments.problems.problem import build_problem
 from experiments.runner import build_plan
@@ -234,7 +235,7 @@ def test_settings_left_out_leave_hfopt_its_defaults(small_file):
     default = hfopt.hessian_free()
     ours, theirs = configured.init(params), default.init(params)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    assert ours.damping == theirs.damping
+    assert ours.next_damping == theirs.next_damping
 
 
 def test_every_choice_of_control_reaches_the_transformation(small_file):
@@ -245,11 +246,23 @@ def test_every_choice_of_control_reaches_the_transformation(small_file):
         settings = load_config(small_file, overrides).optimizers.hessian_free
         return build_optimizer(settings, 1).transformation.init(params)
 
-    assert state("trust_region=none").trust == ()
-    assert state("trust_region=constant", "trust_radius=0.3").trust.shape == ()
+    assert state("trust_region=none", "damping=constant").trust == ()
+    assert state("trust_region=constant", "damping=constant", "trust_radius=0.3").trust.shape == ()
     assert state("trust_region=earned").trust.level == 1
-    assert state("damping=levenberg_marquardt").damping == 1
-    assert state("damping=constant", "initial_damping=0.2").damping == pytest.approx(0.2)
+    assert state("damping=levenberg_marquardt").next_damping == 1
+    assert state("damping=constant", "initial_damping=0.2").next_damping == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{steps: 1, trust_region: none}", "damping: trust needs trust_region: earned"),
+        ("{steps: 1, trust_region: none, damping: constant, trust_radius: 0.1}", "trust_radius has no use"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(small_file, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(small_file, [f"optimizers.hessian_free={settings}"])
 
 
 def test_a_warm_start_of_zero_starts_from_zero(small_file):
