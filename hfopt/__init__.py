@@ -1,9 +1,11 @@
 """hfopt: Hessian-free (truncated Newton) training for JAX, as an Optax gradient transformation."""
 
 from hfopt import presets
+from hfopt.control.calibration import Calibrated as calibrated_damping
 from hfopt.control.damping import ByTrust as trust_damping
 from hfopt.control.damping import Constant as constant_damping
 from hfopt.control.damping import LevenbergMarquardt as levenberg_marquardt
+from hfopt.control.damping import Scheduled as scheduled_damping
 from hfopt.control.line_search import Armijo as armijo
 from hfopt.control.line_search import FixedStep as fixed_step
 from hfopt.control.line_search import FullStep as full_step
@@ -13,13 +15,16 @@ from hfopt.curvature import Operator, empirical_fisher, fisher, gauss_newton, he
 from hfopt.objective import Objective, ValueFn
 from hfopt.solve.cg import CGResult
 from hfopt.solve.cg import ConjugateGradient as cg
+from hfopt.solve.metrics import SecondMoment as second_moment
+from hfopt.solve.metrics import Structural as structural
 from hfopt.solve.nystrom import Nystrom as nystrom
 from hfopt.solve.preconditioners import Jacobi as jacobi
 from hfopt.solve.preconditioners import SquaredGradients as squared_gradients
 from hfopt.solve.stopping import RelativeProgress as relative_progress
 from hfopt.solve.stopping import RelativeResidual as relative_residual
 from hfopt.solve.stopping import Stop
-from hfopt.transform import HessianFreeState, StepInfo, hessian_free
+from hfopt.state import HessianFreeState, StepInfo
+from hfopt.transform import hessian_free
 
 __version__ = "0.1.0"
 
@@ -32,6 +37,7 @@ __all__ = [
     "Stop",
     "ValueFn",
     "armijo",
+    "calibrated_damping",
     "cg",
     "constant_damping",
     "earned_trust",
@@ -49,7 +55,10 @@ __all__ = [
     "presets",
     "relative_progress",
     "relative_residual",
+    "scheduled_damping",
     "scheduled_trust",
+    "second_moment",
     "squared_gradients",
+    "structural",
     "trust_damping",
 ]

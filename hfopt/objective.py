@@ -71,12 +71,16 @@ class Objective:
         # An objective is part of what a jitted function is compiled for; a mask may be a dict, which has no hash.
         return hash((self.predict, self.loss, self.l2, self.precision))
 
-    def bind(self, batch: Any, curvature_batch: Any = None, chunk_size: int | None = None) -> "ValueFn":
+    def bind(
+        self, batch: Any, curvature_batch: Any = None, chunk_size: int | None = None, evaluation_batch: Any = None
+    ) -> "ValueFn":
         """Join the objective with data.
 
         Args:
           batch: ``(inputs, targets)`` or ``(inputs, targets, weights)``; pytrees whose leaves share their first axis.
           curvature_batch: the examples curvature products average over; ``None``: those of ``batch``.
+          evaluation_batch: the examples that judge a step: trial losses and the reduction ratio are computed on them;
+            ``None``: those of ``batch``.
           chunk_size: the most examples to evaluate at once. Memory is then bounded by one chunk; values, gradients
             and products are the same sums. ``None``: all at once.
 
@@ -92,7 +96,9 @@ class Objective:
         batch = as_batch(batch, "batch")
         if curvature_batch is not None:
             curvature_batch = as_batch(curvature_batch, "curvature_batch")
-        return ValueFn(self, batch, curvature_batch, chunk_size)
+        if evaluation_batch is not None:
+            evaluation_batch = as_batch(evaluation_batch, "evaluation_batch")
+        return ValueFn(self, batch, curvature_batch, evaluation_batch, chunk_size)
 
     def matmul_precision(self) -> AbstractContextManager[Any]:
         """The context in which value, gradient and products are traced."""
@@ -119,7 +125,7 @@ class Objective:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["batch", "curvature_batch"],
+    data_fields=["batch", "curvature_batch", "evaluation_batch"],
     meta_fields=["objective", "chunk_size"],
 )
 @dataclass(frozen=True, eq=False)
@@ -133,7 +139,20 @@ class ValueFn:
     objective: Objective
     batch: Batch
     curvature_batch: Batch | None
+    evaluation_batch: Batch | None
     chunk_size: int | None
+
+    @property
+    def averaged(self) -> Batch:
+        """The examples that curvature products average over."""
+        return self.batch if self.curvature_batch is None else self.curvature_batch
+
+    @property
+    def judge(self) -> "ValueFn":
+        """The objective on the evaluation batch, by which steps are judged; this very function when there is none."""
+        if self.evaluation_batch is None:
+            return self
+        return ValueFn(self.objective, self.evaluation_batch, None, None, self.chunk_size)
 
     def __call__(self, params: Any) -> jax.Array:
         """f(params), a scalar. Differentiable in ``params``."""

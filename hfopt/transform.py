@@ -3,14 +3,19 @@
 A step at θ, with the objective f, its gradient g and the curvature G on the batch:
 
 1. where trust is learned, judge the last step on this batch, which it had not seen;
-2. linearise the model once, and solve (G + λI) d = −g by conjugate gradients, from `warm_start` · the last solution;
-3. where the solver kept iterates, walk back over them while f falls;
-4. shorten d until ½ dᵀ(G + λI)d ≤ κ, and search along it for a step s that lowers f enough; if there is none, or
+2. linearise the model once, and solve (G + λM) d = −g by conjugate gradients, from `warm_start` · the last solution;
+   M is the identity or another metric;
+3. where the solver kept iterates, walk back over them while f falls; where it met negative curvature, try that;
+4. shorten d until ½ dᵀ(G + λM)d ≤ κ, and search along it for a step s that lowers f enough; if there is none, or
    anything is not finite, reject: s = 0;
 5. let λ and the trust region follow ρ = (f(θ + s) − f(θ)) / (gᵀs + ½ sᵀGs).
+
+f is taken on the evaluation batch where `Objective.bind` was given one, g and G on the batches of their own.
 """
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,45 +23,32 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.control.backtracking import last_iterate, walk_back
+from hfopt.control.calibration import Calibrated
 from hfopt.control.damping import ByTrust, Damping
 from hfopt.control.line_search import FullStep, LineSearch
-from hfopt.control.trust_region import Earned, Outcome, TrustRegion, Unbounded
+from hfopt.control.negative_curvature import Course, follow, probe
+from hfopt.control.outcome import Outcome
+from hfopt.control.trust_region import Earned, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
-from hfopt.solve.cg import ConjugateGradient, widened
+from hfopt.solve.cg import CGResult, ConjugateGradient, widened
+from hfopt.solve.metrics import Metric
 from hfopt.solve.preconditioners import Preconditioner
+from hfopt.state import HessianFreeState, StepInfo
 
-Curvature = Callable[[ValueFn, Any], Operator]
-
-
-class StepInfo(NamedTuple):
-    """What the last step did; scalars. Before the first step the losses are NaN."""
-
-    loss: jax.Array  # f(θ) before the step
-    new_loss: jax.Array  # f(θ + s) after it, on the same batch; equal to `loss` when the step was rejected
-    reduction_ratio: jax.Array  # ρ = actual / predicted decrease; −∞ if rejected, 1 if both are below rounding
-    damping: jax.Array  # λ the step was solved with
-    cg_steps: jax.Array  # int32: CG iterations
-    cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
-    step_size: jax.Array  # s = step_size · d, with d the solution of CG; 0 when the step was rejected
-    products: jax.Array  # int32: curvature-vector products spent, those that set up a preconditioner included
-    evaluations: jax.Array  # int32: losses computed at trial points, by backtracking and line search
-    accepted: jax.Array  # bool: whether the step was taken
+Curvature = Callable[..., Operator]
 
 
-class HessianFreeState(NamedTuple):
-    """State of `hessian_free`; a pytree of arrays."""
+class _Attempt(NamedTuple):
+    """A step that one λ leads to."""
 
-    step: jax.Array  # int32: steps taken, rejected ones included
-    rejected: jax.Array  # int32: steps rejected so far
-    next_damping: jax.Array  # λ carried to the next step; damping tied to trust makes its own from the level of trust
-    solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
-    trust: Any  # the state of the trust region; () without one
-    preconditioner: Any  # the state of the preconditioner; () without one
+    outcome: Outcome
+    solution: Any  # of CG, from where the next solve may start
     info: StepInfo
+    noise: jax.Array  # bool: the change in f is below rounding
 
 
 def hessian_free(
@@ -65,24 +57,31 @@ def hessian_free(
     solver: ConjugateGradient = ConjugateGradient(max_steps=250),  # noqa: B008 - immutable
     preconditioner: Preconditioner | None = None,
     damping: Damping = ByTrust(),  # noqa: B008
+    metric: Metric | None = None,
     trust_region: TrustRegion | None = Earned(),  # noqa: B008
     line_search: LineSearch = FullStep(),  # noqa: B008
-    warm_start: float | None = 0.8,
+    warm_start: float | Callable[[jax.Array], Any] | None = 0.8,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Hessian-free Newton: truncated CG on the damped Gauss-Newton system, with step control.
 
     The update is complete: it has its sign and its length, and no learning rate belongs behind it.
 
     Args:
-      curvature: ``curvature(value_fn, params) -> Operator``: `hfopt.gauss_newton`, `hfopt.hessian`,
-        `hfopt.empirical_fisher`, or ``functools.partial(hfopt.fisher, samples="exact")``.
+      curvature: ``curvature(value_fn, params) -> Operator``: `hfopt.gauss_newton`, `hfopt.hessian`, `hfopt.fisher`,
+        `hfopt.empirical_fisher`. One that takes a ``key`` that is ``None`` by default is given a new one every step.
+        With `hfopt.hessian`, directions of negative curvature are followed where that lowers f.
       solver: of the linear system; `hfopt.cg`.
-      preconditioner: of CG; `hfopt.squared_gradients`, `hfopt.jacobi`, `hfopt.nystrom`, or ``None``.
-      damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`.
-      trust_region: the rule for κ; `hfopt.earned_trust`, `hfopt.trust_region`, or ``None``: no bound.
+      preconditioner: of CG; `hfopt.squared_gradients`, `hfopt.jacobi`, `hfopt.nystrom`, or ``None``: the inverse of the
+        metric where that is cheap, else none.
+      damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`,
+        `hfopt.scheduled_damping`, or `hfopt.calibrated_damping` around one of them.
+      metric: M, what damping measures a step in; `hfopt.second_moment`, `hfopt.structural`, or ``None``: the identity.
+      trust_region: the rule for κ; `hfopt.earned_trust`, `hfopt.scheduled_trust`, or ``None``: no bound.
       line_search: the rule for the length; `hfopt.full_step`, `hfopt.armijo`, `hfopt.fixed_step`.
-      warm_start: CG starts from this multiple of the last solution; ``None``: from zero, which also saves one product
-        a step and the memory of the solution.
+      warm_start: CG starts from this multiple of the last solution, a number in [0, 1] or a schedule of it over steps;
+        ``None``: from zero, which also saves one product a step and the memory of the solution.
+      seed: of the keys given to ``curvature``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. ``update(grad, state, params, value=…, grad=…, value_fn=…)`` takes
@@ -123,6 +122,7 @@ def hessian_free(
 
     _check_choices(solver, damping, line_search, trust_region, warm_start)
     region = Unbounded() if trust_region is None else trust_region
+    takes_key = _takes_key(curvature)
 
     def init(params: Any) -> HessianFreeState:
         check_params(params)
@@ -132,13 +132,13 @@ def hessian_free(
         none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
         nan = lambda: jnp.full((), jnp.nan, dtype)  # noqa: E731
         info = StepInfo(nan(), nan(), nan(), nan(), none(), none(), zero(), none(), none(), jnp.zeros((), bool))
-        solution = () if warm_start is None else widened(optax.tree.zeros_like(params))
         return HessianFreeState(
             step=none(),
             rejected=none(),
             next_damping=jnp.full((), damping.initial, dtype),
-            solution=solution,
+            solution=() if warm_start is None else widened(optax.tree.zeros_like(params)),
             trust=region.init(params, dtype),
+            metric=() if metric is None else metric.init(params),
             preconditioner=() if preconditioner is None else preconditioner.init(params),
             info=info,
         )
@@ -155,86 +155,138 @@ def hessian_free(
     ) -> tuple[Any, HessianFreeState]:
         del extra_args
         value_fn = _checked_value_fn(params, value_fn)
-        dtype = state.next_damping.dtype
-        loss = jnp.asarray(value_fn(params) if value is None else value, dtype)
+        judge, dtype = value_fn.judge, state.next_damping.dtype
+        loss = jnp.asarray(value if value is not None and judge is value_fn else judge(params), dtype)
         updates = widened(updates)
         grad = updates if grad is None else widened(grad)
+        stationary = optax.tree.norm(grad) == 0
 
-        evaluate = canonical(value_fn)  # it runs inside loops
+        evaluate = canonical(judge)  # it runs inside loops
         loss_after = lambda step: evaluate(optax.apply_updates(params, step)).astype(dtype)  # noqa: E731
 
         trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
-        used_damping = damping.current(state.next_damping, region.level(trust))
-        operator = curvature(value_fn, params)
-        preconditioning, inverse, setup_products = (), None, 0
+        bound = region.bound(trust)
+        key = {"key": jax.random.fold_in(jax.random.key(seed), state.step)} if takes_key else {}
+        operator = curvature(value_fn, params, **key)
+        measuring: Any = ()
+        measure, unmeasure = lambda v: v, None  # v ↦ M v, and its inverse
+        if metric is not None:
+            measuring = metric.update(state.metric, updates)
+            measure, unmeasure = metric.product(measuring, value_fn, params), metric.inverse(measuring)
+        preconditioning, spent = (), jnp.int32(0)
         if preconditioner is not None:
             preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
-            inverse = preconditioner.inverse(preconditioning, used_damping)
-            setup_products = preconditioning.setup_products
-        result = solver.solve(
-            operator,
-            optax.tree.scale(-1, updates),
-            None if warm_start is None else optax.tree.scale(warm_start, state.solution),
-            damping=used_damping,
-            preconditioner=inverse,
-            step_limit=region.cg_steps(trust),
-        )
-        if result.kept is None:
-            choice = last_iterate(result)
-        else:
-            choice = walk_back(result, result.kept, lambda d: loss_after(_step(params, jnp.ones((), dtype), d)))
-        direction = choice.direction
+            spent = preconditioning.setup_products
 
-        # CG ends with φ(d) = gᵀd + ½ dᵀ(G + λI)d, so both quadratic forms follow without another product.
-        model_slope = optax.tree.vdot(updates, direction).astype(dtype)
-        damped_form = 2 * (choice.model_value - model_slope)
-        form = damped_form - used_damping * optax.tree.vdot(direction, direction)
-        radius = jnp.sqrt(region.bound(trust) / jnp.maximum(0.5 * jnp.abs(damped_form), jnp.finfo(dtype).tiny))
-        length = jnp.minimum(radius, 1).astype(dtype)
+        rhs = optax.tree.scale(-1, updates)
+        start = None
+        if warm_start is not None:
+            start = optax.tree.scale(warm_start(state.step) if callable(warm_start) else warm_start, state.solution)
+        if operator.indefinite:
+            rhs = probe(rhs, stationary, state.step)
 
-        true_slope = optax.tree.vdot(grad, direction).astype(dtype)
-        slope = length * true_slope
-        trial_loss = lambda alpha: loss_after(_step(params, alpha * length, direction))  # noqa: E731
-        known = None if trust_region is not None else choice.loss
-        search = line_search.search(trial_loss, loss, slope, known)
+        def longest(damped_form: jax.Array) -> jax.Array:
+            """The length α ≤ 1 with which ½ (αd)ᵀ(G + λM)(αd) ≤ κ."""
+            radius = jnp.sqrt(bound / jnp.maximum(0.5 * jnp.abs(damped_form), jnp.finfo(dtype).tiny))
+            return jnp.minimum(radius, 1).astype(dtype)
 
-        # A direction that is zero though the gradient is not is a failure of CG, not a stationary point.
-        moves = (slope != 0) | (optax.tree.norm(grad) == 0)
-        accepted = search.accepted & moves & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
-        alpha = jnp.where(accepted, search.step_size * length, 0)
-        step = _where_accepted(accepted, _step(params, alpha, direction))
-        # With the true gradient, also where `updates` is something else (clipped before, a natural gradient).
-        model = lambda a: a * true_slope + 0.5 * a**2 * form  # noqa: E731
-        predicted, actual = jnp.where(accepted, model(alpha), 0), search.new_loss - loss
-        # Below the resolution of the loss, acceptance and ρ are noise, and nothing is learned from them.
-        rounding = 10 * jnp.finfo(dtype).eps * jnp.abs(loss)
-        noise = moves & (jnp.abs(model(length)) <= rounding) & (jnp.abs(actual) <= rounding)
-        ratio = jnp.where(accepted, jnp.where(noise, 1, actual / predicted), -jnp.inf).astype(dtype)
+        def attempt(used_damping: jax.Array) -> _Attempt:
+            inverse = unmeasure if preconditioner is None else preconditioner.inverse(preconditioning, used_damping)
+            result = solver.solve(
+                operator,
+                rhs,
+                start,
+                damping=used_damping,
+                metric=None if metric is None else measure,
+                preconditioner=inverse,
+                step_limit=region.cg_steps(trust),
+            )
+            if result.kept is None:
+                choice = last_iterate(result)
+            else:
+                choice = walk_back(result, result.kept, lambda d: loss_after(_step(params, jnp.ones((), dtype), d)))
+            # CG ends with φ(d) = −bᵀd + ½ dᵀ(G + λM)d, so the quadratic forms follow without another product.
+            damped_form = 2 * (choice.model_value + optax.tree.vdot(rhs, choice.direction))
+            course = Course(choice.direction, damped_form.astype(dtype), result.products, choice.evaluations)
+            if operator.indefinite:
+                course = _course(course, result, used_damping)
+            direction = course.direction
+            form = course.damped_form - used_damping * optax.tree.vdot(direction, measure(direction))
 
-        info = StepInfo(
-            loss=loss,
-            new_loss=jnp.where(accepted, search.new_loss, loss),
-            reduction_ratio=ratio,
-            damping=used_damping,
-            cg_steps=result.steps,
-            cg_stop=result.stop,
-            step_size=alpha,
-            products=result.products + setup_products,
-            evaluations=search.evaluations + choice.evaluations,
-            accepted=accepted,
-        )
+            length = longest(course.damped_form)
+            true_slope = optax.tree.vdot(grad, direction).astype(dtype)
+            trial_loss = lambda alpha: loss_after(_step(params, alpha * length, direction))  # noqa: E731
+            known = None if trust_region is not None or operator.indefinite else choice.loss
+            search = line_search.search(trial_loss, loss, length * true_slope, known)
+
+            # A direction that is zero though the gradient is not is a failure of CG, not a stationary point.
+            moves = (true_slope != 0) | stationary
+            accepted = search.accepted & moves & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
+            alpha = jnp.where(accepted, search.step_size * length, 0)
+            # With the true gradient, also where `updates` is something else (clipped before, a natural gradient).
+            model = lambda a, form: a * true_slope + 0.5 * a**2 * form  # noqa: E731
+            predicted = jnp.where(accepted, model(alpha, form), 0).astype(dtype)
+            actual = search.new_loss - loss
+            # Below the resolution of the loss, acceptance and ρ are noise, and nothing is learned from them.
+            rounding = 10 * jnp.finfo(dtype).eps * jnp.abs(loss)
+            noise = moves & (jnp.abs(model(length, form)) <= rounding) & (jnp.abs(actual) <= rounding)
+            ratio = lambda m: jnp.where(accepted, jnp.where(noise, 1, actual / m), -jnp.inf).astype(dtype)  # noqa: E731
+            outcome = Outcome(
+                step=_where_accepted(accepted, _step(params, alpha, direction)),
+                predicted=predicted,
+                reduction_ratio=ratio(predicted),
+                damped_ratio=ratio(model(alpha, course.damped_form)),
+                accepted=accepted,
+            )
+            info = StepInfo(
+                loss=loss,
+                new_loss=jnp.where(accepted, search.new_loss, loss),
+                reduction_ratio=outcome.reduction_ratio,
+                damping=used_damping,
+                cg_steps=result.steps,
+                cg_stop=result.stop,
+                step_size=alpha,
+                products=course.products,
+                evaluations=search.evaluations + course.evaluations,
+                accepted=accepted,
+            )
+            return _Attempt(outcome, result.solution, info, noise)
+
+        def _course(course: Course, result: CGResult, used_damping: jax.Array) -> Course:
+            quadratic = lambda v: operator.quadratic(optax.tree.cast_like(v, operator.example))  # noqa: E731
+            damped = lambda v: quadratic(v) + used_damping * optax.tree.vdot(v, measure(v))  # noqa: E731
+            limited = lambda d, form: loss_after(_step(params, longest(form), d))  # noqa: E731
+            return follow(course, result, operator, damped, grad, loss, limited)
+
+        used_damping = damping.current(state.next_damping, region.level(trust), state.step)
+        if isinstance(damping, Calibrated):
+            trial = lambda d: (lambda a: (a.outcome.reduction_ratio, a.info.products))(attempt(d))  # noqa: E731
+            first = (state.step == state.rejected) & jnp.isfinite(loss)
+            used_damping, trials = jax.lax.cond(
+                first, partial(damping.calibrate, trial=trial), lambda d: (d, jnp.int32(0)), used_damping
+            )
+            spent = spent + trials
+        last = attempt(used_damping)
+        outcome, accepted = last.outcome, last.outcome.accepted
+
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
-            next_damping=jnp.where(noise, used_damping, damping.update(used_damping, ratio, accepted)),
-            solution=() if warm_start is None else _where_accepted(accepted, result.solution),
-            trust=optax.tree.where(noise, trust, region.update(trust, Outcome(step, predicted, ratio, accepted))),
+            next_damping=jnp.where(last.noise, used_damping, damping.update(used_damping, outcome)),
+            solution=() if warm_start is None else _where_accepted(accepted, last.solution),
+            trust=optax.tree.where(last.noise, trust, region.update(trust, outcome)),
+            metric=measuring,
             preconditioner=preconditioning,
-            info=info,
+            info=last.info._replace(products=last.info.products + spent),
         )
-        return step, new_state
+        return outcome.step, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _takes_key(curvature: Curvature) -> bool:
+    parameter = inspect.signature(curvature).parameters.get("key")
+    return parameter is not None and parameter.default is None
 
 
 def _step(params: Any, alpha: jax.Array, direction: Any) -> Any:

@@ -20,6 +20,7 @@ ORDER = [
     ["curvature"],
     ["solve"],
     ["control"],
+    ["state"],
     ["transform"],
     ["presets"],
     ["__init__"],

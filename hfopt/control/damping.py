@@ -1,10 +1,13 @@
-"""Damping: how λ in (G + λI)s = −g follows the quality of the quadratic model."""
+"""Damping: how λ in (G + λM)s = −g follows the quality of the quadratic model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from hfopt.control.outcome import Outcome
 
 
 class Damping(Protocol):
@@ -14,11 +17,11 @@ class Damping(Protocol):
     def initial(self) -> float:
         """λ₀."""
 
-    def current(self, damping: jax.Array, trust_level: Any) -> jax.Array:
-        """The λ to solve with, from the λ carried along and the level of trust μ."""
+    def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
+        """The λ to solve with, from the λ carried along, the level of trust μ and the number of steps taken."""
 
-    def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
-        """The next λ to carry along, a scalar like ``damping``."""
+    def update(self, damping: jax.Array, outcome: Outcome) -> jax.Array:
+        """The next λ to carry along, a scalar like ``damping``, the λ of the step."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,47 @@ class Constant:
     def __post_init__(self) -> None:
         _require_positive("damping", initial=self.initial)
 
-    def current(self, damping: jax.Array, trust_level: Any) -> jax.Array:
+    def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
         """λ as carried along."""
         return damping
 
-    def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
+    def update(self, damping: jax.Array, outcome: Outcome) -> jax.Array:
         """λ unchanged."""
+        return damping
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """λ by the number of steps taken. ``hfopt.scheduled_damping``.
+
+    Args:
+      schedule: from the number of steps taken (an int32 scalar, rejected ones included) to λ ≥ 0, such as an Optax
+        schedule.
+
+    Raises:
+      TypeError: ``schedule`` is not callable.
+    """
+
+    schedule: Callable[[jax.Array], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.schedule):
+            raise TypeError(
+                f"scheduled_damping: `schedule` must be callable, got {self.schedule!r}; "
+                "for a number use hfopt.constant_damping."
+            )
+
+    @property
+    def initial(self) -> float:
+        """λ of the first step."""
+        return float(self.schedule(jnp.zeros((), jnp.int32)))
+
+    def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
+        """λ of this step."""
+        return jnp.asarray(self.schedule(step), damping.dtype)
+
+    def update(self, damping: jax.Array, outcome: Outcome) -> jax.Array:
+        """Nothing is learned."""
         return damping
 
 
@@ -49,7 +87,7 @@ class ByTrust(Constant):
 
     initial: float = 0.01
 
-    def current(self, damping: jax.Array, trust_level: Any) -> jax.Array:
+    def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
         """λ₀ / μ."""
         return jnp.asarray(self.initial / trust_level, damping.dtype)
 
@@ -69,6 +107,8 @@ class LevenbergMarquardt(Constant):
       floor: the least λ; ``None`` takes the square of the dtype's machine epsilon: far below what λ must be to matter
         beside any curvature that the arithmetic resolves, and far above underflow.
       ceiling: the largest λ.
+      damped_ratio: let ρ compare with the damped model gᵀs + ½ sᵀ(G + λM)s, as some codes do. It promises less, so λ
+        falls sooner. ``state.info`` reports ρ without the damping in either case.
 
     Raises:
       ValueError: a factor, threshold or bound on the wrong side.
@@ -83,6 +123,7 @@ class LevenbergMarquardt(Constant):
     upper: float = 0.75
     floor: float | None = None
     ceiling: float = 1e10
+    damped_ratio: bool = False
 
     def __post_init__(self) -> None:
         _require_positive("levenberg_marquardt", initial=self.initial, ceiling=self.ceiling)
@@ -96,10 +137,11 @@ class LevenbergMarquardt(Constant):
         if self.floor is not None and not self.floor <= self.ceiling:
             raise ValueError(f"levenberg_marquardt: need `floor` <= `ceiling`, got {self.floor} and {self.ceiling}.")
 
-    def update(self, damping: jax.Array, reduction_ratio: jax.Array, accepted: jax.Array) -> jax.Array:
+    def update(self, damping: jax.Array, outcome: Outcome) -> jax.Array:
         """The next λ, a scalar like ``damping``."""
-        poor = ~(reduction_ratio >= self.lower) | ~accepted
-        good = accepted & (reduction_ratio > self.upper)
+        ratio = outcome.damped_ratio if self.damped_ratio else outcome.reduction_ratio
+        poor = ~(ratio >= self.lower) | ~outcome.accepted
+        good = outcome.accepted & (ratio > self.upper)
         factor = jnp.where(poor, self.increase, jnp.where(good, self.decrease, 1.0)).astype(damping.dtype)
         floor = float(jnp.finfo(damping.dtype).eps) ** 2 if self.floor is None else self.floor
         return jnp.clip(damping * factor, floor, self.ceiling)

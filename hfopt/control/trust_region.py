@@ -1,4 +1,4 @@
-"""Trust regions: how far a step may go in the norm of the damped curvature, ½ sᵀ(G + λI)s ≤ κ.
+"""Trust regions: how far a step may go in the norm of the damped curvature, ½ sᵀ(G + λM)s ≤ κ.
 
 For cross-entropy the bounded quantity is close to the mean KL divergence between the predictions before and after the
 step. It is what makes small batches safe: the line search sees only the batch that made the step, and that batch is
@@ -13,14 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
-class Outcome(NamedTuple):
-    """What became of a step."""
-
-    step: Any  # s, shaped like the parameters; zero when rejected
-    predicted: jax.Array  # gᵀs + ½ sᵀGs; 0 when rejected
-    reduction_ratio: jax.Array  # ρ on the batch that made the step
-    accepted: jax.Array  # bool
+from hfopt.control.outcome import Outcome
 
 
 class TrustRegion(Protocol):

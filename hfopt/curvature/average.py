@@ -20,7 +20,9 @@ from hfopt.objective import ValueFn
 Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
 
 
-def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Products]) -> Operator:
+def average(
+    value_fn: ValueFn, params: Any, products: Callable[[Examples], Products], indefinite: bool = False
+) -> Operator:
     """I/C + Σ c_i A_i over the curvature batch of ``value_fn``.
 
     Args:
@@ -28,6 +30,7 @@ def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Produ
       params: a pytree of floating arrays.
       products: rows -> the product and the quadratic form of Σ c_i A_i over these rows. Called once for the whole
         batch; for a chunked one, once a chunk inside every product.
+      indefinite: see `Operator`.
 
     Raises:
       TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
@@ -35,7 +38,7 @@ def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Produ
     check_value_fn(value_fn)
     check_params(params)
     objective = value_fn.objective
-    batch = value_fn.batch if value_fn.curvature_batch is None else value_fn.curvature_batch
+    batch = value_fn.averaged
     rows = chunks(examples(batch), value_fn.chunk_size)
 
     def quadratic_form(v: Any) -> jax.Array:
@@ -59,7 +62,7 @@ def average(value_fn: ValueFn, params: Any, products: Callable[[Examples], Produ
         regularised_product = lambda v: optax.tree.add_scale(product(v), l2, objective.penalised(v))  # noqa: E731
         regularised_quadratic = lambda v: quadratic_form(v) + 2 * objective.penalty(v)  # noqa: E731
     example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
-    return Operator(regularised_product, regularised_quadratic, example)
+    return Operator(regularised_product, regularised_quadratic, example, indefinite)
 
 
 def check_value_fn(value_fn: Any) -> None:

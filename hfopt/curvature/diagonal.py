@@ -77,7 +77,7 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
     """
     check_value_fn(value_fn)
     objective = value_fn.objective
-    batch = value_fn.batch if value_fn.curvature_batch is None else value_fn.curvature_batch
+    batch = value_fn.averaged
     length = -(-size(batch) // probes)
     rows = chunks(examples(batch), length if value_fn.chunk_size is None else min(length, value_fn.chunk_size))
     keys = jax.random.split(key, size(rows))

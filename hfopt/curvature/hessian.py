@@ -37,4 +37,4 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
         product = jax.linearize(gradient, params)[1]
         return product, lambda v: optax.tree.vdot(v, product(v))
 
-    return average(value_fn, params, products)
+    return average(value_fn, params, products, indefinite=True)

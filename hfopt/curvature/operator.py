@@ -20,11 +20,13 @@ class Operator:
       product: v ↦ A v.
       quadratic: v ↦ vᵀ A v, where that is cheaper than a product followed by a dot product.
       example: a pytree of ``jax.ShapeDtypeStruct`` like the parameters.
+      indefinite: whether vᵀ A v < 0 is to be expected for some v, so that a step looks out for such directions.
     """
 
     product: Callable[[Any], Any]
     quadratic: Callable[[Any], jax.Array]
     example: Any
+    indefinite: bool = False
 
     # Above NumPy's, so that ``numpy_scalar * A`` reaches __rmul__ instead of becoming an array of objects.
     __array_priority__ = 1000
@@ -63,6 +65,7 @@ class Operator:
             lambda v: jax.tree.map(jnp.add, self.product(v), other.product(v)),
             lambda v: self.quadratic(v) + other.quadratic(v),
             self.example,
+            self.indefinite or other.indefinite,
         )
 
     def __mul__(self, scalar: Any) -> "Operator":
@@ -72,6 +75,8 @@ class Operator:
             lambda v: optax.tree.scale(scalar, self.product(v)),
             lambda v: scalar * self.quadratic(v),
             self.example,
+            # Of an array that is being traced the sign is not known.
+            self.indefinite or not (isinstance(scalar, int | float) and scalar >= 0),
         )
 
     __rmul__ = __mul__

@@ -1,10 +1,11 @@
 """Preconditioned conjugate gradients, truncated: the inner solver of a Hessian-free step.
 
-Minimises φ(x) = ½ xᵀ(A + λI)x − bᵀx on pytrees. How it differs from the textbook:
+Minimises φ(x) = ½ xᵀ(A + λM)x − bᵀx on pytrees, with M the identity unless a metric is given, and P the preconditioner.
+How it differs from the textbook:
 
 1. it stops when a rule says that φ has stopped falling, not only by the residual: in float32 the recursive residual
    keeps shrinking long after the true one has floored;
-2. φ_i costs neither a product nor a pass over the parameters: an iteration lowers φ by ½ α rᵀM⁻¹r, and at the start
+2. φ_i costs neither a product nor a pass over the parameters: an iteration lowers φ by ½ α rᵀP⁻¹r, and at the start
    φ_0 = −½ (bᵀx + rᵀx);
 3. pᵀAp ≤ 0 ends the iteration; the divisor is guarded by the sign and the smallest normal number, never clamped, since
    late in training the right-hand side and with it pᵀAp are legitimately tiny;
@@ -39,20 +40,21 @@ class CGResult(NamedTuple):
     solution: Any  # x, shaped like b, in at least float32
     steps: jax.Array  # int32: iterations that changed x
     stop: jax.Array  # int32: a `Stop`
-    residual_norm: jax.Array  # ‖b − (A + λI)x‖, from a fresh product
+    residual_norm: jax.Array  # ‖b − (A + λM)x‖, from a fresh product
     model_value: jax.Array  # φ(x)
     products: jax.Array  # int32: A·v products of the iteration (the one for residual_norm is not counted)
     values: jax.Array  # (max_steps + 1,): φ_0 … φ_steps, then NaN
     kept: Kept | None  # with ``keep_ratio``
+    direction: Any  # p, the last search direction; with `Stop.NEGATIVE_CURVATURE` the one where pᵀ(A + λM)p ≤ 0
 
 
 class _State(NamedTuple):
     step: jax.Array
     products: jax.Array
     x: Any
-    r: Any  # recursive residual b − (A + λI)x
+    r: Any  # recursive residual b − (A + λM)x
     p: Any  # search direction
-    ry: jax.Array  # rᵀM⁻¹r
+    ry: jax.Array  # rᵀP⁻¹r
     values: jax.Array
     stop: jax.Array
     kept: Kept | None
@@ -90,10 +92,11 @@ class ConjugateGradient:
         start: Any = None,
         *,
         damping: Any = 0.0,
+        metric: Callable[[Any], Any] | None = None,
         preconditioner: Callable[[Any], Any] | None = None,
         step_limit: Any = None,
     ) -> CGResult:
-        """Solve (A + λI) x = b approximately.
+        """Solve (A + λM) x = b approximately.
 
         Args:
           operator: A, symmetric: an `Operator` or any linear map on pytrees.
@@ -101,7 +104,8 @@ class ConjugateGradient:
             the dtypes of its parameters, any other map those of b.
           start: x₀ shaped like b; ``None`` is zero and saves the product of the first residual.
           damping: λ, a scalar.
-          preconditioner: r ↦ M⁻¹ r for a symmetric positive definite M; ``None`` is the identity.
+          metric: v ↦ M v for a symmetric positive semi-definite M; ``None`` is the identity.
+          preconditioner: r ↦ P⁻¹ r for a symmetric positive definite P; ``None`` is the identity.
           step_limit: an int32 scalar, possibly traced: stop there already, when it is below ``max_steps``.
 
         Returns:
@@ -113,7 +117,8 @@ class ConjugateGradient:
         apply = operator.product if isinstance(operator, Operator) else operator
         narrow = operator.example if isinstance(operator, Operator) else rhs
         rhs, start = widened(rhs), None if start is None else widened(start)
-        product = lambda v: _axpy(damping, v, apply(optax.tree.cast_like(v, narrow)))  # noqa: E731
+        damped = metric or (lambda v: v)
+        product = lambda v: _axpy(damping, damped(v), apply(optax.tree.cast_like(v, narrow)))  # noqa: E731
         precondition = preconditioner or (lambda r: r)
         cap = self.max_steps if step_limit is None else jnp.minimum(step_limit, self.max_steps)
         rules = self.stop if isinstance(self.stop, tuple) else (self.stop,)
@@ -172,6 +177,7 @@ class ConjugateGradient:
             products=state.products,
             values=state.values,
             kept=state.kept,
+            direction=state.p,
         )
 
     def _empty_kept(self, rhs: Any) -> Kept | None:

@@ -72,7 +72,10 @@ def test_five_iterations_agree(case):
         np.testing.assert_allclose(ravel_pytree(start)[0], record.start, rtol=1e-6, atol=1e-9)
         result, choice, inverse_ones = _solve(params, start, state.next_damping, value_fn)
         np.testing.assert_allclose(1 / ravel_pytree(inverse_ones)[0], record.preconditioner, rtol=1e-9)
-        np.testing.assert_allclose(result.values[: record.cg_steps + 1], record.phi, rtol=1e-8)
+        # Rounding in φ is relative to the largest value of the trace.
+        np.testing.assert_allclose(
+            result.values[: record.cg_steps + 1], record.phi, rtol=1e-7, atol=1e-8 * np.abs(record.phi).max()
+        )
         kept = result.kept.steps[: int(result.kept.filled)].tolist()
         assert sorted({*kept, record.cg_steps}) == sorted(set(record.kept_indices))
         assert choice.cg_step == record.chosen_index

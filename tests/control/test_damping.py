@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 import hfopt
+from hfopt.control.outcome import Outcome
 
 
-def _next(rule, damping, ratio, accepted=True):
-    return float(rule.update(jnp.float64(damping), jnp.float64(ratio), jnp.bool_(accepted)))
+def _next(rule, damping, ratio, accepted=True, damped_ratio=np.nan):
+    outcome = Outcome((), jnp.float64(-1.0), jnp.float64(ratio), jnp.float64(damped_ratio), jnp.bool_(accepted))
+    return float(rule.update(jnp.float64(damping), outcome))
 
 
 @pytest.mark.parametrize(

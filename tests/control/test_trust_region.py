@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from hfopt.control.trust_region import Outcome
+from hfopt.control.outcome import Outcome
 from tests.cases import CASES, dense_gauss_newton
 
 RULE = hfopt.earned_trust()
@@ -28,7 +28,7 @@ def _state(level=1.0, agreement=0.0, predicted=0.1):
 
 
 def _outcome(ratio, accepted=True, predicted=-0.3):
-    return Outcome(jnp.ones(2), jnp.float64(predicted), jnp.float64(ratio), jnp.bool_(accepted))
+    return Outcome(jnp.ones(2), jnp.float64(predicted), jnp.float64(ratio), jnp.float64(ratio), jnp.bool_(accepted))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_level_sets_bound_effort_and_damping():
     assert RULE.bound(state) == pytest.approx(0.06)
     assert RULE.cg_steps(state) == 25  # ⌈10 √6⌉
     assert RULE.cg_steps(_state(level=0.1)) == 10
-    assert hfopt.trust_damping(0.01).current(jnp.float64(9.0), state.level) == pytest.approx(0.01 / 6)
+    assert hfopt.trust_damping(0.01).current(jnp.float64(9.0), state.level, 0) == pytest.approx(0.01 / 6)
 
 
 @pytest.mark.parametrize("radius", [1e-4, 1e-2, 1e3])

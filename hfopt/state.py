@@ -1,0 +1,33 @@
+"""What a Hessian-free step leaves behind: the state carried to the next one, and a report."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class StepInfo(NamedTuple):
+    """What the last step did; scalars. Before the first step the losses are NaN."""
+
+    loss: jax.Array  # f(θ) before the step
+    new_loss: jax.Array  # f(θ + s) after it, on the same batch; equal to `loss` when the step was rejected
+    reduction_ratio: jax.Array  # ρ = actual / predicted decrease; −∞ if rejected, 1 if both are below rounding
+    damping: jax.Array  # λ the step was solved with
+    cg_steps: jax.Array  # int32: CG iterations
+    cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
+    step_size: jax.Array  # s = step_size · d, with d the solution of CG; 0 when the step was rejected
+    products: jax.Array  # int32: curvature-vector products spent, those that set up a preconditioner included
+    evaluations: jax.Array  # int32: losses computed at trial points, by backtracking and line search
+    accepted: jax.Array  # bool: whether the step was taken
+
+
+class HessianFreeState(NamedTuple):
+    """State of `hessian_free`; a pytree of arrays."""
+
+    step: jax.Array  # int32: steps taken, rejected ones included
+    rejected: jax.Array  # int32: steps rejected so far
+    next_damping: jax.Array  # λ carried to the next step; rules that do not carry one make it from trust or `step`
+    solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
+    trust: Any  # the state of the trust region; () without one
+    metric: Any  # the state of the metric; () without one
+    preconditioner: Any  # the state of the preconditioner; () without one
+    info: StepInfo

@@ -1,0 +1,83 @@
+"""Saddles are left along directions of negative curvature."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hfopt
+from hfopt import Stop
+from tests.cases import CASES, Case, dense_hessian
+from tests.loops import CLASSICAL, STYLES, run
+
+
+def _saddle(start):
+    """½(w₂w₁ − 1)²: a saddle at 0, where H has the eigenvalues ±1; minima where w₂w₁ = 1."""
+    return Case(lambda p, x: (p[0] * p[1])[None], optax.l2_loss, jnp.asarray(start), (jnp.ones(1), jnp.ones(1)))
+
+
+@STYLES
+@pytest.mark.parametrize("start", [[1e-8, 1e-8], [1e-30, 1e-30], [0.0, 0.0]], ids=str)
+def test_a_saddle_is_left_with_the_hessian(make, start):
+    params, _, history = run(make(curvature=hfopt.hessian), _saddle(start), 50)
+    assert 0.5 * (params[0] * params[1] - 1) ** 2 < 1e-12
+    assert any(info.cg_stop == Stop.NEGATIVE_CURVATURE and info.accepted for _, info in history)
+    losses = [float(loss) for loss, _ in history]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.float32
+@STYLES
+def test_a_saddle_is_left_in_float32(make):
+    params, _, _ = run(make(curvature=hfopt.hessian), _saddle([1e-8, 1e-8]), 50)
+    assert 0.5 * (params[0] * params[1] - 1) ** 2 < 1e-12
+
+
+@STYLES
+def test_with_gauss_newton_a_saddle_is_left_from_beside_it_but_not_from_it(make):
+    """At 0 both g and G vanish: nothing tells the saddle from a minimum. Beside it the residual pushes, without H."""
+    params, _, _ = run(make(), _saddle([0.0, 0.0]), 50)
+    np.testing.assert_array_equal(params, 0)
+    params, _, _ = run(make(), _saddle([1e-8, 1e-8]), 50)
+    assert 0.5 * (params[0] * params[1] - 1) ** 2 < 1e-12
+
+
+def test_the_step_has_the_length_that_the_documentation_gives():
+    """From 0 the eigenvector is (1, 1)/√2 with the eigenvalue −1, and ½ τ² = f = ½."""
+    case = _saddle([0.0, 0.0])
+    step_rule = hfopt.fixed_step()
+    params, state, _ = run(
+        hfopt.hessian_free(
+            curvature=hfopt.hessian, damping=hfopt.constant_damping(1e-12), trust_region=None, line_search=step_rule
+        ),
+        case,
+        1,
+    )
+    # CG had a random right-hand side, so p is not the eigenvector; along u = p/‖p‖ the curvature is 2u₁u₂.
+    u = params / jnp.linalg.norm(params)
+    assert float(params @ params * -2 * u[0] * u[1] * -0.5) == pytest.approx(0.5, rel=1e-9)
+    assert state.info.accepted
+
+
+def test_the_bound_holds_for_negative_curvature_too():
+    case, radius, damping = _saddle([1e-3, 2e-3]), 0.02, 0.1
+    tx = hfopt.hessian_free(
+        curvature=hfopt.hessian,
+        damping=hfopt.constant_damping(damping),
+        trust_region=hfopt.scheduled_trust(radius),
+        line_search=hfopt.fixed_step(),
+        warm_start=None,
+    )
+    params, _, _ = run(tx, case, 1)
+    step = np.asarray(params - case.params)
+    damped = np.asarray(dense_hessian(case)) + damping * np.eye(2)
+    assert abs(0.5 * step @ damped @ step) == pytest.approx(radius, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mlp-softmax-integer", "rnn-softmax-integer"])
+def test_networks_train_with_the_hessian(name):
+    _, state, history = run(CLASSICAL(curvature=hfopt.hessian), CASES[name](), 15)
+    losses = [float(loss) for loss, _ in history]
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
