@@ -121,8 +121,8 @@ def stochastic(
     Raises:
       ValueError: an argument that is not positive.
 
-    The constants are chosen on MNIST with a fully connected network; `python -m experiments sweep
-    configs/sweeps/mnist_stochastic.yaml` repeats the comparison.
+    The constants are chosen on MNIST with a fully connected network, one seed. `python -m experiments sweep
+    configs/sweeps/mnist_mlp_stochastic.yaml` compares with a tuned Adam on three others.
     """
     if total_steps < 1:
         raise ValueError(f"stochastic: `total_steps` must be at least 1, got {total_steps}.")

@@ -8,7 +8,7 @@ import jax
 class StepInfo(NamedTuple):
     """What the last step did; scalars. Before the first step the losses are NaN."""
 
-    loss: jax.Array  # f(θ) before the step
+    loss: jax.Array  # f(θ) before the step, on the evaluation batch where there is one
     new_loss: jax.Array  # f(θ + s) after it, on the same batch; equal to `loss` when the step was rejected
     reduction_ratio: jax.Array  # ρ = actual / predicted decrease; −∞ if rejected, 1 if both are below rounding
     damping: jax.Array  # λ the step was solved with

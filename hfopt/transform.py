@@ -48,7 +48,6 @@ class _Attempt(NamedTuple):
     outcome: Outcome
     solution: Any  # of CG, from where the next solve may start
     info: StepInfo
-    noise: jax.Array  # bool: the change in f is below rounding
 
 
 def hessian_free(
@@ -165,7 +164,7 @@ def hessian_free(
         loss_after = lambda step: evaluate(optax.apply_updates(params, step)).astype(dtype)  # noqa: E731
 
         trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
-        bound = region.bound(trust)
+        bound = jnp.asarray(region.bound(trust), dtype)
         key = {"key": jax.random.fold_in(jax.random.key(seed), state.step)} if takes_key else {}
         operator = curvature(value_fn, params, **key)
         measuring: Any = ()
@@ -181,7 +180,8 @@ def hessian_free(
         rhs = optax.tree.scale(-1, updates)
         start = None
         if warm_start is not None:
-            start = optax.tree.scale(warm_start(state.step) if callable(warm_start) else warm_start, state.solution)
+            decay = warm_start(state.step) if callable(warm_start) else warm_start
+            start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
         if operator.indefinite:
             rhs = probe(rhs, stationary, state.step)
 
@@ -237,6 +237,7 @@ def hessian_free(
                 reduction_ratio=ratio(predicted),
                 damped_ratio=ratio(model(alpha, course.damped_form)),
                 accepted=accepted,
+                informative=~noise,
             )
             info = StepInfo(
                 loss=loss,
@@ -250,7 +251,7 @@ def hessian_free(
                 evaluations=search.evaluations + course.evaluations,
                 accepted=accepted,
             )
-            return _Attempt(outcome, result.solution, info, noise)
+            return _Attempt(outcome, result.solution, info)
 
         def _course(course: Course, result: CGResult, used_damping: jax.Array) -> Course:
             quadratic = lambda v: operator.quadratic(optax.tree.cast_like(v, operator.example))  # noqa: E731
@@ -272,9 +273,9 @@ def hessian_free(
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
-            next_damping=jnp.where(last.noise, used_damping, damping.update(used_damping, outcome)),
+            next_damping=damping.update(used_damping, outcome),
             solution=() if warm_start is None else _where_accepted(accepted, last.solution),
-            trust=optax.tree.where(last.noise, trust, region.update(trust, outcome)),
+            trust=region.update(trust, outcome),
             metric=measuring,
             preconditioner=preconditioning,
             info=last.info._replace(products=last.info.products + spent),

@@ -144,7 +144,7 @@ class LevenbergMarquardt(Constant):
         good = outcome.accepted & (ratio > self.upper)
         factor = jnp.where(poor, self.increase, jnp.where(good, self.decrease, 1.0)).astype(damping.dtype)
         floor = float(jnp.finfo(damping.dtype).eps) ** 2 if self.floor is None else self.floor
-        return jnp.clip(damping * factor, floor, self.ceiling)
+        return jnp.where(outcome.informative, jnp.clip(damping * factor, floor, self.ceiling), damping)
 
 
 def _require_positive(where: str, **values: Any) -> None:

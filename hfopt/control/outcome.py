@@ -13,3 +13,4 @@ class Outcome(NamedTuple):
     reduction_ratio: jax.Array  # ρ = (f(θ + s) − f(θ)) / (gᵀs + ½ sᵀGs); −∞ when rejected
     damped_ratio: jax.Array  # the same with the damping in the model: gᵀs + ½ sᵀ(G + λM)s
     accepted: jax.Array  # bool
+    informative: jax.Array  # bool; False: predicted and actual decrease are below rounding, and ρ was set to 1

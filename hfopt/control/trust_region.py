@@ -190,4 +190,5 @@ class Earned:
         regained = jnp.where((ratio > 0.9) & (level < 1), jnp.minimum(1.5 * level, 1), level)
         level = jnp.where(ratio >= 0.75, regained, lost)
         level = jnp.where(outcome.accepted, level, jnp.maximum(lost / 4, self._FLOOR))
-        return state._replace(level=level, last_step=outcome.step, predicted=jnp.maximum(-outcome.predicted, 0))
+        after = state._replace(level=level, last_step=outcome.step, predicted=jnp.maximum(-outcome.predicted, 0))
+        return optax.tree.where(outcome.informative, after, state)

@@ -9,7 +9,8 @@ from hfopt.control.outcome import Outcome
 
 
 def _next(rule, damping, ratio, accepted=True, damped_ratio=np.nan):
-    outcome = Outcome((), jnp.float64(-1.0), jnp.float64(ratio), jnp.float64(damped_ratio), jnp.bool_(accepted))
+    numbers = (jnp.float64(x) for x in (-1.0, ratio, damped_ratio))
+    outcome = Outcome((), *numbers, jnp.bool_(accepted), jnp.bool_(True))
     return float(rule.update(jnp.float64(damping), outcome))
 
 

@@ -28,7 +28,8 @@ def _state(level=1.0, agreement=0.0, predicted=0.1):
 
 
 def _outcome(ratio, accepted=True, predicted=-0.3):
-    return Outcome(jnp.ones(2), jnp.float64(predicted), jnp.float64(ratio), jnp.float64(ratio), jnp.bool_(accepted))
+    numbers = (jnp.float64(x) for x in (predicted, ratio, ratio))
+    return Outcome(jnp.ones(2), *numbers, jnp.bool_(accepted), jnp.bool_(True))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Choices of a step that reach beyond one object: batches of their own, keys, schedules, presets, checkpoints."""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import hfopt
+from tests.cases import CASES, Case, dense_value
+from tests.loops import CLASSICAL, STYLES, run, train_step
+
+
+def _rows(case, rows):
+    return jax.tree.map(lambda x: x[rows], case.batch)
+
+
+def test_a_step_is_judged_on_the_evaluation_batch():
+    case = CASES["mlp-softmax-integer"]()
+    part = _rows(case, slice(0, 3))
+    value_fn = case.objective.bind(case.batch, evaluation_batch=part)
+    value, grad = jax.value_and_grad(value_fn)(case.params)
+    tx = CLASSICAL()
+    updates, state = tx.update(grad, tx.init(case.params), case.params, value=value, grad=grad, value_fn=value_fn)
+    judged = partial(dense_value, case._replace(batch=part))
+    after = optax.apply_updates(case.params, updates)
+    assert state.info.loss == pytest.approx(float(judged(case.params)), rel=1e-12)
+    assert state.info.new_loss == pytest.approx(float(judged(after)), rel=1e-12)
+    assert value == pytest.approx(float(dense_value(case)), rel=1e-12)
+
+
+def test_a_step_that_the_evaluation_batch_dislikes_is_rejected():
+    """Targets of opposite sign: what lowers the loss on the batch raises it on the evaluation batch."""
+    x, y = jnp.ones((4, 1)), jnp.ones(4)
+    case = Case(lambda p, x: x @ p["w"], optax.squared_error, {"w": jnp.zeros(1)}, (x, y))
+    value_fn = case.objective.bind((x, y), evaluation_batch=(x, -y))
+    for tx in (hfopt.hessian_free(), CLASSICAL()):
+        updates, state = tx.update(
+            jax.grad(value_fn)(case.params), tx.init(case.params), case.params, value_fn=value_fn
+        )
+        assert not state.info.accepted
+        np.testing.assert_array_equal(updates["w"], 0)
+
+
+def test_a_bad_evaluation_batch_is_named():
+    case = CASES["mlp-softmax-integer"]()
+    with pytest.raises(ValueError, match="the parts of `evaluation_batch` disagree"):
+        case.objective.bind(case.batch, evaluation_batch=(case.batch[0][:2], case.batch[1][:3]))
+
+
+def test_curvature_that_takes_a_key_is_given_a_new_one_every_step():
+    keys = []
+
+    def recorded(value_fn, params, key=None):
+        jax.debug.callback(lambda data: keys.append(tuple(np.ravel(data).tolist())), jax.random.key_data(key))
+        return hfopt.fisher(value_fn, params, key)
+
+    case = CASES["mlp-softmax-integer"]()
+    _, _, history = run(hfopt.hessian_free(curvature=recorded, seed=5), case, 4)
+    jax.effects_barrier()
+    assert len(set(keys)) == 4
+    assert history[-1][0] < history[0][0]
+    # A key of one's own is kept.
+    run(hfopt.hessian_free(curvature=partial(recorded, key=jax.random.key(1))), case, 2)
+    jax.effects_barrier()
+    assert len(set(keys)) == 5
+
+
+def test_the_warm_start_may_follow_a_schedule():
+    case = CASES["mlp-softmax-integer"]()
+    constant = run(hfopt.hessian_free(warm_start=0.5), case, 4)[0]
+    scheduled = run(hfopt.hessian_free(warm_start=lambda step: jnp.where(step < 4, 0.5, 0.9)), case, 4)[0]
+    later = run(hfopt.hessian_free(warm_start=lambda step: jnp.where(step < 2, 0.5, 0.9)), case, 4)[0]
+    jax.tree.map(np.testing.assert_array_equal, constant, scheduled)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(constant), jax.tree.leaves(later), strict=True))
+
+
+def test_the_constants_of_kiros():
+    tx = hfopt.presets.kiros2013(steps_per_epoch=2)
+    _, _, history = run(tx, CASES["mlp-softmax-integer"](), 6)
+    infos = [info for _, info in history]
+    assert infos[0].damping == 1.0
+    assert max(int(info.cg_steps) for info in infos) <= 5
+    assert all(info.step_size == 1.0 for info in infos)
+    factors = [float(b.damping / a.damping) for a, b in pairwise(infos)]
+    expected = [0.99 if a.reduction_ratio > 0.75 else 1 / 0.99 if a.reduction_ratio < 0.25 else 1.0 for a in infos]
+    assert factors == pytest.approx(expected[:-1])
+
+
+def test_the_stochastic_preset_anneals_its_bound_and_spends_a_fixed_number_of_iterations():
+    case = CASES["mlp-softmax-integer"]()
+    tx, steps = hfopt.presets.stochastic(10, radius=0.02, cg_steps=2), []
+    params, state = case.params, tx.init(case.params)
+    step = jax.jit(partial(train_step, tx, case.objective))
+    for t in range(12):
+        new, state, _ = step(params, state, case.batch)
+        steps.append(float(optax.tree.norm(optax.tree.sub(new, params))))
+        params = new
+        assert state.info.cg_steps == 2
+        bound = 0.02 * max(0, 1 - t / 10) ** 2
+        assert float(state.trust) == t + 1
+        assert state.info.step_size <= 1 or bound == 0
+    assert min(steps[:9]) > 0
+    assert steps[10:] == [0, 0]  # after the last step of the schedule nothing moves
+
+
+@pytest.mark.parametrize("call", [lambda: hfopt.presets.stochastic(0), lambda: hfopt.presets.kiros2013(0)])
+def test_presets_refuse_empty_schedules(call):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        call()
+
+
+@STYLES
+def test_scan_over_twenty_steps_equals_twenty_jitted_steps(make):
+    case, tx = CASES["mlp-softmax-integer"](), make()
+    expected, _, _ = run(tx, case, 20)
+
+    @jax.jit
+    def scanned(params, state):
+        body = lambda carry, _: (train_step(tx, case.objective, *carry, case.batch)[:2], None)  # noqa: E731
+        return jax.lax.scan(body, (params, state), length=20)[0]
+
+    params, state = scanned(case.params, tx.init(case.params))
+    assert state.step == 20
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), params, expected)
+
+
+@STYLES
+def test_a_run_restored_from_a_checkpoint_is_bit_equal(make, tmp_path):
+    case, tx = CASES["mlp-softmax-integer"](), make()
+    step = jax.jit(partial(train_step, tx, case.objective))
+
+    def continued(params, state, steps):
+        for _ in range(steps):
+            params, state, _ = step(params, state, case.batch)
+        return params, state
+
+    expected = continued(case.params, tx.init(case.params), 20)
+    halfway = continued(case.params, tx.init(case.params), 7)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "seven", halfway)
+        checkpointer.wait_until_finished()
+        blank = jax.tree.map(jnp.zeros_like, (case.params, tx.init(case.params)))
+        restored = checkpointer.restore(tmp_path / "seven", blank)
+    jax.tree.map(np.testing.assert_array_equal, continued(*restored, 13), expected)
