@@ -4,7 +4,7 @@ Every field's annotation carries its range; `config_file.py` reads a file into t
 not fit into a message. A field without a default must be written in the file.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -71,16 +71,30 @@ class Problem(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth(Section):
+    """A size multiplied by `factor` every so many steps, and rounded, until it is all there is."""
+
+    factor: Annotated[float, Field(gt=1)]
+    every_steps: PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batches(Section):
-    """What a step sees.
+    """What a step sees: its gradient, its curvature, and the objective that its trial points are judged by."""
 
-    `gradient`: 'full', or the number of examples in a mini-batch. `curvature`: 'same', or how many of the
-    gradient's examples (a number, or a fraction of them) serve the curvature, drawn afresh each step.
-    `chunk_size`: examples computed at a time, which bounds memory and changes no result; null: all at once.
-    """
-
+    # 'full', or the number of examples in a mini-batch.
     gradient: PositiveInt | Literal["full"] = "full"
+    gradient_growth: Growth | None = None
+    # 'same', or how many of the gradient's examples (a number, or a fraction of them) serve the curvature.
     curvature: PositiveInt | OpenFraction | Literal["same"] = "same"
+    curvature_growth: Growth | None = None
+    # Which of the gradient's examples those are. fresh: drawn anew each step; partition: parts that the batch is cut
+    # into at random take turns, and it is cut anew when all had theirs; last_chunk: the last of the batch.
+    curvature_from: Literal["fresh", "partition", "last_chunk"] = "fresh"
+    # 'same' as the gradient, the 'curvature' sample, or how many of the training set (a number, or a fraction of it)
+    # are drawn anew each step.
+    evaluation: PositiveInt | OpenFraction | Literal["same", "curvature"] = "same"
+    # Examples computed at a time, which bounds memory and changes no result; null: all at once.
     chunk_size: PositiveInt | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +104,17 @@ class Batches(Section):
                 f"the curvature sample is drawn from the gradient batch, so curvature ({self.curvature}) "
                 f"must not exceed gradient ({self.gradient})"
             )
+        if self.gradient == "full" and self.gradient_growth is not None:
+            raise ValueError("gradient_growth has no use with gradient: full; leave it out")
+        if self.curvature == "same":
+            idle = {
+                "curvature_growth": self.curvature_growth is not None,
+                f"curvature_from: {self.curvature_from}": self.curvature_from != "fresh",
+                "evaluation: curvature": self.evaluation == "curvature",
+            }
+            for name, given in idle.items():
+                if given:
+                    raise ValueError(f"{name} has no use with curvature: same; leave it out, or give curvature a size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +139,9 @@ class FirstOrder(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batches.curvature != "same":
-            raise ValueError("batches.curvature has no use in a first-order method; leave it out")
+        for name in ("curvature", "evaluation"):
+            if getattr(self.batches, name) != "same":
+                raise ValueError(f"batches.{name} has no use in a first-order method; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +166,18 @@ class SGD(FirstOrder):
             raise ValueError("nesterov needs a momentum above 0")
 
 
+_TAKEN_BY_PRESET = {
+    "martens2010": ("initial_damping",),
+    "stochastic": ("max_cg_steps", "initial_damping", "trust_radius"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HessianFree(Training):
-    """`hfopt.hessian_free`; null leaves the choice to hfopt's own default."""
+    """`hfopt.hessian_free`, or one of `hfopt.presets`; null leaves the choice to hfopt's own default."""
 
+    # Fixes all that follows, but for the options that it takes itself.
+    preset: Literal["simplenn", "martens2010", "kiros2013", "stochastic"] | None = None
     max_cg_steps: PositiveInt | None = None
     # CG stops when the residual is this fraction of the gradient, instead of by the progress of the quadratic model.
     cg_tolerance: OpenFraction | None = None
@@ -152,16 +186,28 @@ class HessianFree(Training):
     trust_region: Literal["earned", "constant", "none"] = "earned"
     # The bound on half the squared length of a step in the norm of the damped curvature; at trust level one if earned.
     trust_radius: PositiveFloat | None = None
-    line_search: Literal["full_step", "armijo"] = "full_step"
+    line_search: Literal["full_step", "armijo", "fixed_step"] = "full_step"
     # Fraction of the last solution that CG starts from. 0: from zero.
     warm_start: HalfOpenFraction | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.preset is not None:
+            self._check_preset(self.preset)
         if self.damping == "trust" and self.trust_region != "earned":
             raise ValueError("damping: trust needs trust_region: earned; choose levenberg_marquardt or constant")
         if self.trust_radius is not None and self.trust_region == "none":
             raise ValueError("trust_radius has no use with trust_region: none; leave it out")
+
+    def _check_preset(self, preset: str) -> None:
+        taken = _TAKEN_BY_PRESET.get(preset, ())
+        common = {field.name for field in fields(Training)} | {"preset"}
+        options = [field for field in fields(self) if field.name not in common]
+        fixed = [field.name for field in options if getattr(self, field.name) != field.default]
+        fixed = [name for name in fixed if name not in taken]
+        if fixed:
+            takes = f"takes only {', '.join(taken)}" if taken else "takes no options"
+            raise ValueError(f"preset: {preset} {takes}; leave out {', '.join(fixed)}")
 
 
 @dataclass(frozen=True, kw_only=True)

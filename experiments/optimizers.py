@@ -29,11 +29,11 @@ class Optimizer:
     readable: Callable[[Report], Report]
 
 
-def build_optimizer(settings: config.Training, total_steps: int) -> Optimizer:
-    """The optimizer that a section of `optimizers:` describes; `total_steps` is the length of its schedule."""
+def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch: int) -> Optimizer:
+    """The optimizer that a section of `optimizers:` describes, its schedules in steps."""
     match settings:
         case config.HessianFree():
-            return _hessian_free(settings)
+            return _hessian_free(settings, total_steps, steps_per_epoch)
         case config.Adam():
             rate = _learning_rate(settings, total_steps)
             return _first_order(optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps))
@@ -61,21 +61,35 @@ _DAMPINGS = {
     "levenberg_marquardt": hfopt.levenberg_marquardt,
     "constant": hfopt.constant_damping,
 }
-_LINE_SEARCHES = {"full_step": hfopt.full_step, "armijo": hfopt.armijo}
+_LINE_SEARCHES = {"full_step": hfopt.full_step, "armijo": hfopt.armijo, "fixed_step": hfopt.fixed_step}
 
 
-def _hessian_free(settings: config.HessianFree) -> Optimizer:
-    transformation = hfopt.hessian_free(
+def _hessian_free(settings: config.HessianFree, total_steps: int, steps_per_epoch: int) -> Optimizer:
+    # The configuration lets only those options pass that the preset takes, under the names it has for them.
+    options = _given(cg_steps=settings.max_cg_steps, damping=settings.initial_damping, radius=settings.trust_radius)
+    match settings.preset:
+        case None:
+            transformation = _composed(settings)
+        case "kiros2013":
+            transformation = hfopt.presets.kiros2013(steps_per_epoch)
+        case "stochastic":
+            transformation = hfopt.presets.stochastic(total_steps, **options)
+        case name:
+            transformation = getattr(hfopt.presets, name)(**options)
+    return Optimizer(
+        transformation,
+        report=lambda state: state.info._asdict(),
+        readable=lambda report: report | {"cg_stop": hfopt.Stop(report["cg_stop"]).name.lower()},
+    )
+
+
+def _composed(settings: config.HessianFree) -> optax.GradientTransformationExtraArgs:
+    return hfopt.hessian_free(
         damping=_DAMPINGS[settings.damping](**_given(initial=settings.initial_damping)),
         line_search=_LINE_SEARCHES[settings.line_search](),
         **_solver(settings),
         **_trust_region(settings),
         **({"warm_start": None} if settings.warm_start == 0 else _given(warm_start=settings.warm_start)),
-    )
-    return Optimizer(
-        transformation,
-        report=lambda state: state.info._asdict(),
-        readable=lambda report: report | {"cg_stop": hfopt.Stop(report["cg_stop"]).name.lower()},
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments.batches import batching, total_steps
+from experiments.batches import Batching, total_steps
 from experiments.config import Config
 from experiments.display import display
 from experiments.errors import ExperimentError
@@ -17,7 +17,7 @@ from experiments.figures import draw_run
 from experiments.optimizers import build_optimizer
 from experiments.problems.problem import Problem, build_problem
 from experiments.recording import create_run, find_run, opened, read_metrics, read_summary, write_summary
-from experiments.training import Accounts, Plan, Row, train
+from experiments.training import Accounts, Plan, Row, has_diverged, train
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def build_plan(config: Config, problem: Problem) -> Plan:
     Raises:
       ConfigError: a batch is larger than the training set.
     """
-    batches = batching(config.training.batches, len(problem.dataset.train), config.seed)
+    batches = Batching(config.training.batches, len(problem.dataset.train), config.seed)
     steps = total_steps(config.training, batches)
     return Plan(
         problem=problem,
-        optimizer=build_optimizer(config.training, steps),
+        optimizer=build_optimizer(config.training, steps, batches.steps_for(epochs=1)),
         batches=batches,
         chunk_size=config.training.batches.chunk_size,
         steps=steps,
@@ -119,22 +119,26 @@ def _train_and_record(plan: Plan, folder: Path, title: str, console: Console) ->
 
 
 def _is_over(row: Row, plan: Plan) -> bool:
-    return row["step"] == plan.steps or not math.isfinite(row.get("loss", 0.0))
+    return row["step"] == plan.steps or has_diverged(row)
 
 
 def _summary(config: Config, problem: Problem, rows: list[Row], accounts: Accounts) -> dict[str, Any]:
     """The last row, with what the run was and what it cost besides."""
     last = rows[-1]
-    finite = all(math.isfinite(last[name]) for name in ("loss", "train_loss"))
+    diverged = has_diverged(last) or not math.isfinite(last["train_loss"])
+    judged = [
+        row["accepted"] for row in rows if "accepted" in row
+    ]  # by the optimizer; first-order methods judge nothing
     held_out = {name: value for name, value in last.items() if name.startswith(("test_", "validation_"))}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: problem.init(config.seed))))
     return {
         "name": config.name,
         "optimizer": config.optimizer,
         "seed": config.seed,
-        "status": "finished" if finite else "diverged",
+        "status": "diverged" if diverged else "finished",
         "parameters": parameters,
         "steps": last["step"],
+        **({"rejected": judged.count(False)} if judged else {}),
         "epochs": last["epoch"],
         "train_loss": last["train_loss"],
         **held_out,

@@ -17,7 +17,7 @@ import optax
 
 import hfopt
 from experiments import config
-from experiments.batches import Batching
+from experiments.batches import Batching, Rows
 from experiments.optimizers import Optimizer
 from experiments.problems.dataset import Examples
 from experiments.problems.problem import Params, Problem
@@ -102,7 +102,7 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
 
     Yields:
       A moment before the first step (not when resuming) and one after every step. Ends after the last step, or after
-      the first whose loss is not finite.
+      the first that diverged.
     """
     problem = plan.problem
     data = _on_device(problem, problem.dataset.train)
@@ -115,15 +115,16 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
     else:
         state, accounts = start
 
-    began = time.perf_counter()
-    step = make_train_step(problem, plan.optimizer, plan.chunk_size)
-    step = step.lower(state, data, *_rows(plan.batches, accounts.steps)).compile()
-    accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
-
-    product_size = plan.batches.curvature_size or plan.batches.batch_size
+    train_step = make_train_step(problem, plan.optimizer, plan.chunk_size)
+    compiled, compiled_for = None, None  # for the present sizes alone: earlier ones never come back
     while accounts.steps < plan.steps:
+        sizes = plan.batches.sizes(accounts.steps)
+        if compiled is None or sizes != compiled_for:
+            began = time.perf_counter()
+            compiled, compiled_for = train_step.lower(state, data, plan.batches.rows(accounts.steps)).compile(), sizes
+            accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
         began = time.perf_counter()
-        state, report = step(state, data, *_rows(plan.batches, accounts.steps))
+        state, report = compiled(state, data, plan.batches.rows(accounts.steps))
         report = {name: value.item() for name, value in jax.device_get(report).items()}
         products = report.pop("products", 0)
         accounts = replace(
@@ -131,12 +132,12 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
             steps=accounts.steps + 1,
             gradients=accounts.gradients + 1,
             products=accounts.products + products,
-            examples=accounts.examples + plan.batches.batch_size,
-            product_examples=accounts.product_examples + products * product_size,
+            examples=accounts.examples + sizes.gradient,
+            product_examples=accounts.product_examples + products * sizes.curvature,
             seconds=accounts.seconds + time.perf_counter() - began,
         )
         evaluation = {}
-        diverged = not math.isfinite(report["loss"])
+        diverged = has_diverged(report)
         if diverged or plan.is_evaluated(accounts.steps):
             evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
         yield Moment(_row(plan, accounts) | plan.optimizer.readable(report) | evaluation, state, accounts)
@@ -144,23 +145,32 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
             return
 
 
-def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None) -> Any:
-    """The jitted step (state, data, gradient_rows, curvature_rows) -> (state, report).
+def has_diverged(row: Row) -> bool:
+    """Whether a step was taken from a loss that is not finite.
 
-    data: (images, targets) of the whole training set. gradient_rows: (batch,) int32 rows of it, None for all.
-    curvature_rows: positions within the gradient's batch, None for all. report: scalars, `loss` (the objective on the
-    batch, before the step) and what the optimizer tells. The state's buffers are donated.
+    An optimizer that reports such a step as rejected has left the parameters where they were, and may go on.
+    """
+    return not math.isfinite(row.get("loss", 0.0)) and row.get("accepted", True)
+
+
+def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None) -> Any:
+    """The jitted step (state, data, rows) -> (state, report).
+
+    data: (images, targets) of the whole training set. rows: `Rows` of it. report: scalars, `loss` (the objective on the
+    gradient's batch, before the step) and what the optimizer tells. The state's buffers are donated.
     """
     objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2)
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(
-        state: TrainState, data: Any, gradient_rows: jax.Array | None, curvature_rows: jax.Array | None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, data: Any, rows: Rows) -> tuple[TrainState, dict[str, jax.Array]]:
         params, opt_state = state
-        batch = _take(data, gradient_rows)
-        curvature_batch = None if curvature_rows is None else _take(batch, curvature_rows)
-        value_fn = objective.bind(batch, curvature_batch=curvature_batch, chunk_size=chunk_size)
+        batch = _take(data, rows.gradient)
+        value_fn = objective.bind(
+            batch,
+            curvature_batch=None if rows.curvature is None else _take(batch, rows.curvature),
+            evaluation_batch=None if rows.evaluation is None else _take(data, rows.evaluation),
+            chunk_size=chunk_size,
+        )
         value, grad = jax.value_and_grad(value_fn)(params)
         updates, opt_state = optimizer.transformation.update(
             grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
@@ -173,12 +183,8 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
     return train_step
 
 
-def _take(data: Any, rows: jax.Array | None) -> Any:
+def _take(data: Any, rows: Any) -> Any:
     return data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
-
-
-def _rows(batches: Batching, step: int) -> tuple[Any, Any]:
-    return batches.gradient_rows(step), batches.curvature_rows(step)
 
 
 def _on_device(problem: Problem, part: Examples) -> tuple[jax.Array, jax.Array]:

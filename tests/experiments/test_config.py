@@ -65,6 +65,33 @@ def test_overrides_reach_any_field_and_the_last_one_wins(small_file):
         ("optimizers.hessian_free.batches.curvature=1.5", "curvature: should be a valid integer or should be less"),
         ("optimizers.hessian_free.batches.curvature=101", "curvature (101) must not exceed gradient (100)"),
         ("optimizers.adam.batches.curvature=3", "optimizers.adam: batches.curvature has no use in a first-order"),
+        ("optimizers.adam.batches.evaluation=3", "optimizers.adam: batches.evaluation has no use in a first-order"),
+        ("optimizers.adam.batches.evaluation=all", "should be 'same' or 'curvature', got 'all'"),
+        (
+            "optimizers.adam.batches.gradient_growth={facto: 2, every_steps: 3}",
+            "facto: unknown key; did you mean 'factor'",
+        ),
+        ("optimizers.adam.batches.gradient_growth={factor: 2}", "gradient_growth.every_steps: missing"),
+        (
+            "optimizers.adam.batches.gradient_growth={factor: 1, every_steps: 3}",
+            "factor: should be greater than 1, got 1",
+        ),
+        (
+            "optimizers.adam.batches={gradient_growth: {factor: 2, every_steps: 3}}",
+            "optimizers.adam.batches: gradient_growth has no use with gradient: full; leave it out",
+        ),
+        (
+            "optimizers.hessian_free.batches={curvature_growth: {factor: 2, every_steps: 3}}",
+            "optimizers.hessian_free.batches: curvature_growth has no use with curvature: same",
+        ),
+        (
+            "optimizers.hessian_free.batches={curvature_from: partition}",
+            "curvature_from: partition has no use with curvature: same; leave it out, or give curvature a size",
+        ),
+        (
+            "optimizers.hessian_free.batches={evaluation: curvature}",
+            "evaluation: curvature has no use with curvature: same",
+        ),
         ("optimizers.adam.epochs=null", "optimizers.adam: give a budget"),
         ("optimizers.sgd.momentum=0", "optimizers.sgd: nesterov needs a momentum above 0"),
         ("optimizers.adam=3", "optimizers.adam: should be a section (a mapping of settings), got 3"),
@@ -125,11 +152,32 @@ def test_a_missing_file_is_named_with_its_neighbours(small_file):
 
 
 def test_a_dumped_configuration_reads_back_equal(small_file, tmp_path):
-    config = load_config(small_file, ["optimizer=hessian_free"])
+    growing = "optimizers.adam.batches.gradient_growth={factor: 1.5, every_steps: 3}"
+    config = load_config(small_file, ["optimizer=hessian_free", growing])
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_config(config))
     assert load_config(copy) == config
     assert list(config_to_dict(config))[:2] == ["name", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("preset: simplenn, warm_start: 0.5", "preset: simplenn takes no options; leave out warm_start"),
+        ("preset: kiros2013, initial_damping: 1", "preset: kiros2013 takes no options; leave out initial_damping"),
+        ("preset: martens2010, trust_radius: 1", "martens2010 takes only initial_damping; leave out trust_radius"),
+        (
+            "preset: stochastic, max_cg_steps: 2, damping: constant, trust_region: none, line_search: armijo",
+            "stochastic takes only max_cg_steps, initial_damping, trust_radius; "
+            "leave out damping, trust_region, line_search",
+        ),
+        ("preset: martens", "preset: should be 'simplenn', 'martens2010', 'kiros2013' or 'stochastic'"),
+    ],
+)
+def test_a_preset_lets_no_option_pass_that_it_would_ignore(small_file, settings, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(small_file, [f"optimizers.hessian_free={{steps: 1, {settings}}}"])
+    assert message in str(error.value)
 
 
 def test_differences_are_listed_by_dotted_key(small_file):

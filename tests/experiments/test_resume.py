@@ -8,14 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from experiments.config_file import load_config
 from experiments.errors import RunError
+from experiments.problems.problem import build_problem
 from experiments.recording import read_metrics, read_summary
-from experiments.runner import run
+from experiments.runner import build_plan, run
+from experiments.training import train
 from tests.experiments.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +96,20 @@ def test_killed_again_and_again_it_ends_with_the_same_metrics(undisturbed, tmp_p
     assert [without_times(row) for row in read_metrics(folder)] == [without_times(row) for row in rows]
     assert without_times(read_summary(folder)) == without_times(summary)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_while_the_batches_grow_it_goes_on_with_the_same_sizes_and_samples(small_file):
+    settings = "{gradient: 30, gradient_growth: {factor: 2, every_steps: 2}, curvature: 7, evaluation: 0.2}"
+    growing = f"optimizers.hessian_free={{steps: 4, preset: stochastic, batches: {settings}}}"
+    config = load_config(small_file, ["optimizer=hessian_free", "problem.model.hidden=[]", growing])
+    plan = build_plan(config, build_problem(config.problem))
+    rows, states = [], []
+    for moment in train(plan):
+        rows.append(without_times(moment.row))
+        states.append((jax.device_get(moment.state), moment.accounts))
+    for steps in (2, 3):  # between two sizes, and between two steps of one
+        resumed = [without_times(moment.row) for moment in train(plan, states[steps])]
+        assert resumed == rows[steps + 1 :]
 
 
 @pytest.fixture

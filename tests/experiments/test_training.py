@@ -1,21 +1,21 @@
 """The loop does what NumPy says it should, keeps exact accounts, and repeats itself."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-import hfopt
+from experiments import runner
 from experiments.config_file import load_config
-from experiments.errors import ConfigError
-from experiments.optimizers import build_optimizer
-from experiments.problems.problem import build_problem
+from experiments.problems.problem import Problem, build_problem
 from experiments.runner import build_plan
-from experiments.training import mean_loss_and_accuracy, train
+from experiments.training import Accounts, mean_loss_and_accuracy, train
 from tests.experiments.conftest import SMALL
 
 TIMES = {"seconds"}
@@ -36,8 +36,12 @@ def plan(tmp_path_factory):
 
 
 @cache  # by the identity of the plan: tests of the same run share it
+def recorded_run(plan) -> list[tuple[dict, Accounts]]:
+    return [(moment.row, moment.accounts) for moment in train(plan)]
+
+
 def rows(plan) -> list[dict]:
-    return [moment.row for moment in train(plan)]
+    return [row for row, _ in recorded_run(plan)]
 
 
 def without_times(rows: list[dict]) -> list[dict]:
@@ -77,13 +81,17 @@ def test_sgd_with_nesterov_momentum_and_cosine_schedule_follows_its_formula(plan
     np.testing.assert_allclose([row["train_loss"] for row in recorded], expected, rtol=1e-5)
 
 
-def test_adam_on_mini_batches_follows_its_formula(plan):
-    plan = plan("problem.model.hidden=[]", "optimizers.adam.steps=5")
+@pytest.mark.parametrize("growth", ["null", "{factor: 2, every_steps: 2}"])
+def test_adam_on_mini_batches_follows_its_formula(plan, growth):
+    plan = plan(
+        "problem.model.hidden=[]", "optimizers.adam.steps=5", f"optimizers.adam.batches.gradient_growth={growth}"
+    )
     train_set = plan.problem.dataset.train
     theta = initial(plan)
     first = second = (0.0, 0.0)
     for step in range(5):
-        batch = plan.batches.gradient_rows(step)
+        batch = plan.batches.rows(step).gradient
+        batch = np.arange(200) if batch is None else batch
         value, gradient = linear_gradient(theta, train_set.images[batch], train_set.labels[batch], l2=0.01)
         first = tuple(0.9 * m + 0.1 * g for m, g in zip(first, gradient, strict=True))
         second = tuple(0.999 * v + 0.001 * g**2 for v, g in zip(second, gradient, strict=True))
@@ -152,6 +160,48 @@ def test_the_accounts_count_every_gradient_product_and_example(plan):
     assert all(a["seconds"] < b["seconds"] for a, b in pairwise(recorded))
 
 
+GROWING = (  # sizes of the gradient: 20 20 40 40 80 80, of the curvature: 10 10 20 20 40 40
+    "optimizer=hessian_free",
+    "problem.model.hidden=[]",
+    "optimizers.hessian_free={steps: 6, preset: stochastic, batches: {gradient: 20, "
+    "gradient_growth: {factor: 2, every_steps: 2}, curvature: 0.5, curvature_from: partition, evaluation: 0.25}}",
+)
+
+
+def test_the_accounts_follow_batches_that_grow(plan):
+    recorded = rows(plan(*GROWING))
+    assert [row["examples"] for row in recorded] == [0, 20, 40, 80, 120, 200, 280]
+    assert [row["epoch"] for row in recorded] == [0, 0.1, 0.2, 0.4, 0.6, 1.0, 1.4]
+    assert ["train_loss" in row for row in recorded] == [True, False, False, False, False, True, True]
+    charged = 0
+    for size, (before, after) in zip((10, 10, 20, 20, 40, 40), pairwise(recorded), strict=True):
+        charged += size * (after["products"] - before["products"])
+        assert after["gradient_equivalents"] == (after["examples"] + charged) / 200
+
+
+def test_a_new_size_compiles_once_more_and_only_then(plan):
+    spent = [accounts.compile_seconds for _, accounts in recorded_run(plan(*GROWING))]
+    assert [before < after for before, after in pairwise(spent)] == [True, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("evaluation", ["same", "curvature", "30"])
+def test_a_step_is_judged_on_the_evaluation_batch(plan, evaluation):
+    batches = f"{{gradient: 100, curvature: 20, evaluation: {evaluation}}}"
+    plan = plan(
+        "optimizer=hessian_free",
+        "problem.model.hidden=[]",
+        f"optimizers.hessian_free={{steps: 1, batches: {batches}}}",
+    )
+    gradient, curvature, drawn = plan.batches.rows(0)
+    judged = {"same": gradient, "curvature": gradient[curvature], "30": drawn}[evaluation]
+    *_, last = train(plan)
+    layer, train_set = last.state.params["Dense_0"], plan.problem.dataset.train
+    theta = np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64)
+    assert last.row["accepted"]
+    expected, _ = linear_gradient(theta, train_set.images[judged], train_set.labels[judged], l2=0.01)
+    assert last.row["new_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_first_order_methods_spend_no_products(plan):
     last = rows(plan("optimizer=adam"))[-1]
     assert last["products"] == 0
@@ -198,6 +248,14 @@ def test_hessian_free_trains_with_every_loss(plan, loss):
     assert recorded[-1]["train_loss"] < recorded[0]["train_loss"]
 
 
+@pytest.mark.parametrize("preset", ["simplenn", "martens2010", "kiros2013", "stochastic"])
+def test_every_preset_trains(plan, preset):
+    batches = "{gradient: 100, curvature: 0.25, evaluation: curvature}"
+    settings = f"optimizers.hessian_free={{steps: 6, preset: {preset}, batches: {batches}}}"
+    recorded = rows(plan("optimizer=hessian_free", settings))
+    assert recorded[-1]["train_loss"] < recorded[0]["train_loss"]
+
+
 def test_chunks_change_no_result(plan):
     # Well damped: where CG is far from converged, float32 rounding alone moves its iterate in the fourth digit.
     damped = (
@@ -217,6 +275,67 @@ def test_a_run_ends_at_the_first_loss_that_is_not_finite_and_evaluates_there(pla
     assert not math.isfinite(recorded[-1]["train_loss"])
 
 
+class Faulty(Problem):
+    """Predicts NaN for a batch of 50 with the first training image in it, and is well on any other number of images."""
+
+    def predict(self, params, images):
+        outputs = super().predict(params, images)
+        fault = (images == self.dataset.train.images[0]).all(axis=(1, 2, 3)).any()
+        return jnp.where(fault, jnp.nan, outputs) if len(images) == 50 else outputs
+
+
+FAULTY = ("optimizers.hessian_free={steps: 8, batches: {gradient: 50}}", "optimizers.adam.batches.gradient=50")
+
+
+@pytest.fixture
+def faulty(plan, monkeypatch):
+    """(its plan, the steps whose batch has the fault); `run` meets the same problem."""
+    healthy = plan(*FAULTY, "optimizer=hessian_free", "recording.evaluate_every_epochs=0.01")
+    problem = Faulty(**vars(healthy.problem))
+    monkeypatch.setattr(runner, "build_problem", lambda *_: problem)
+    steps = [step for step in range(8) if 0 in healthy.batches.rows(step).gradient]
+    assert len(steps) == 2  # once in each of two epochs
+    return replace(healthy, problem=problem), steps
+
+
+def test_training_goes_on_after_a_step_that_is_rejected_because_its_loss_is_not_finite(faulty):
+    plan, faults = faulty
+    recorded = rows(plan)
+    assert recorded[-1]["step"] == 8
+    assert [row["step"] - 1 for row in recorded[1:] if not math.isfinite(row["loss"])] == faults
+    for step in faults:
+        before, after = recorded[step], recorded[step + 1]
+        assert after["accepted"] is False
+        assert after["train_loss"] == before["train_loss"]
+    assert recorded[-1]["train_loss"] < recorded[0]["train_loss"]
+
+
+def test_a_run_that_only_rejected_such_steps_is_finished_and_counts_them(faulty, small_file, tmp_path, console):
+    config = load_config(small_file, [*FAULTY, "optimizer=hessian_free"])
+    summary = runner.run(config, runs=tmp_path, console=console).summary
+    assert (summary["status"], summary["steps"]) == ("finished", 8)
+    assert summary["rejected"] == sum(row.get("accepted") is False for row in rows(faulty[0])) >= 2
+
+
+def test_a_first_order_method_has_no_way_past_them(faulty, small_file, tmp_path, console):
+    summary = runner.run(load_config(small_file, FAULTY), runs=tmp_path, console=console).summary
+    assert (summary["status"], summary["steps"]) == ("diverged", faulty[1][0] + 1)
+    assert "rejected" not in summary
+
+
+def test_a_run_that_ends_with_a_training_loss_that_is_not_finite_has_diverged(
+    plan, small_file, tmp_path, console, monkeypatch
+):
+    problem = plan("optimizer=hessian_free").problem
+    train_set = problem.dataset.train
+    images = np.where(np.arange(200)[:, None, None, None] == 0, np.nan, train_set.images)
+    dataset = replace(problem.dataset, train=replace(train_set, images=images))
+    monkeypatch.setattr(runner, "build_problem", lambda *_: replace(problem, dataset=dataset))
+    config = load_config(small_file, ["optimizer=hessian_free", "optimizers.hessian_free.batches={gradient: full}"])
+    summary = runner.run(config, runs=tmp_path, console=console).summary
+    assert (summary["status"], summary["steps"], summary["rejected"]) == ("diverged", 4, 4)
+
+
 def test_a_validation_set_is_evaluated_too(plan):
     last = rows(plan("problem.data.validation_fraction=0.2"))[-1]
     assert 0 <= last["validation_accuracy"] <= 1
@@ -227,44 +346,3 @@ def test_cg_reports_why_it_stopped_in_a_word(plan):
     recorded = rows(plan("optimizer=hessian_free", "optimizers.hessian_free.max_cg_steps=2"))
     assert recorded[-1]["cg_stop"] == "cap"
     assert recorded[-1]["cg_steps"] == 2
-
-
-def test_settings_left_out_leave_hfopt_its_defaults(small_file):
-    params = {"w": jax.numpy.ones(3)}
-    configured = build_optimizer(load_config(small_file).optimizers.hessian_free, 1).transformation
-    default = hfopt.hessian_free()
-    ours, theirs = configured.init(params), default.init(params)
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    assert ours.next_damping == theirs.next_damping
-
-
-def test_every_choice_of_control_reaches_the_transformation(small_file):
-    params = {"w": jax.numpy.ones(3)}
-
-    def state(*overrides):
-        overrides = [f"optimizers.hessian_free.{override}" for override in overrides]
-        settings = load_config(small_file, overrides).optimizers.hessian_free
-        return build_optimizer(settings, 1).transformation.init(params)
-
-    assert state("trust_region=none", "damping=constant").trust == ()
-    assert state("trust_region=constant", "damping=constant", "trust_radius=0.3").trust.shape == ()
-    assert state("trust_region=earned").trust.level == 1
-    assert state("damping=levenberg_marquardt").next_damping == 1
-    assert state("damping=constant", "initial_damping=0.2").next_damping == pytest.approx(0.2)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("{steps: 1, trust_region: none}", "damping: trust needs trust_region: earned"),
-        ("{steps: 1, trust_region: none, damping: constant, trust_radius: 0.1}", "trust_radius has no use"),
-    ],
-)
-def test_settings_that_would_be_ignored_are_refused(small_file, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(small_file, [f"optimizers.hessian_free={settings}"])
-
-
-def test_a_warm_start_of_zero_starts_from_zero(small_file):
-    settings = load_config(small_file, ["optimizers.hessian_free.warm_start=0"]).optimizers.hessian_free
-    assert build_optimizer(settings, 1).transformation.init({"w": jax.numpy.ones(3)}).solution == ()
