@@ -86,6 +86,8 @@ def kiros2013(steps_per_epoch: int, learning_rate: float = 1.0) -> optax.Gradien
     """
     if steps_per_epoch < 1:
         raise ValueError(f"kiros2013: `steps_per_epoch` must be at least 1, got {steps_per_epoch}.")
+    if not learning_rate > 0:
+        raise ValueError(f"kiros2013: `learning_rate` must be positive, got {learning_rate}.")
 
     def decay(step: jax.Array) -> jax.Array:
         return jnp.minimum(0.5 * 1.01 ** (step // steps_per_epoch).astype(jnp.float32), 0.99)
@@ -116,7 +118,7 @@ def stochastic(
       total_steps: T, the length of the schedule; afterwards nothing moves.
       radius: the bound at the start, in units of the objective.
       damping: λ, constant.
-      cg_steps: CG iterations a step; 2 is the fast variant.
+      cg_steps: CG iterations a step; 2, with the curvature on fewer examples, is the fast variant.
 
     Raises:
       ValueError: an argument that is not positive.
@@ -126,8 +128,10 @@ def stochastic(
     """
     if total_steps < 1:
         raise ValueError(f"stochastic: `total_steps` must be at least 1, got {total_steps}.")
-    if not radius > 0:
-        raise ValueError(f"stochastic: `radius` must be positive, got {radius}.")
+    if not min(radius, damping, cg_steps) > 0:
+        raise ValueError(
+            f"stochastic: need `radius`, `damping` and `cg_steps` above 0, got {radius}, {damping} and {cg_steps}."
+        )
 
     def bound(step: jax.Array) -> Any:
         remaining = jnp.maximum(1 - step.astype(jnp.float32) / total_steps, 0)

@@ -14,9 +14,9 @@ class StepInfo(NamedTuple):
     damping: jax.Array  # λ the step was solved with
     cg_steps: jax.Array  # int32: CG iterations
     cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
-    step_size: jax.Array  # s = step_size · d, with d the solution of CG; 0 when the step was rejected
-    products: jax.Array  # int32: curvature-vector products spent, those that set up a preconditioner included
-    evaluations: jax.Array  # int32: losses computed at trial points, by backtracking and line search
+    step_size: jax.Array  # s = step_size · d, d from CG or along negative curvature; 0 when the step was rejected
+    products: jax.Array  # int32: products with the curvature, for solve, preconditioner and calibration
+    evaluations: jax.Array  # int32: losses computed at trial points
     accepted: jax.Array  # bool: whether the step was taken
 
 

@@ -13,7 +13,6 @@ A step at θ, with the objective f, its gradient g and the curvature G on the ba
 f is taken on the evaluation batch where `Objective.bind` was given one, g and G on the batches of their own.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.choices import Curvature, check_choices, takes_key
 from hfopt.control.backtracking import last_iterate, walk_back
 from hfopt.control.calibration import Calibrated
 from hfopt.control.damping import ByTrust, Damping
@@ -32,14 +32,11 @@ from hfopt.control.trust_region import Earned, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.gauss_newton import gauss_newton
-from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import CGResult, ConjugateGradient, widened
 from hfopt.solve.metrics import Metric
 from hfopt.solve.preconditioners import Preconditioner
 from hfopt.state import HessianFreeState, StepInfo
-
-Curvature = Callable[..., Operator]
 
 
 class _Attempt(NamedTuple):
@@ -74,7 +71,7 @@ def hessian_free(
       preconditioner: of CG; `hfopt.squared_gradients`, `hfopt.jacobi`, `hfopt.nystrom`, or ``None``: the inverse of the
         metric where that is cheap, else none.
       damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`,
-        `hfopt.scheduled_damping`, or `hfopt.calibrated_damping` around one of them.
+        `hfopt.scheduled_damping`, or `hfopt.calibrated_damping`.
       metric: M, what damping measures a step in; `hfopt.second_moment`, `hfopt.structural`, or ``None``: the identity.
       trust_region: the rule for κ; `hfopt.earned_trust`, `hfopt.scheduled_trust`, or ``None``: no bound.
       line_search: the rule for the length; `hfopt.full_step`, `hfopt.armijo`, `hfopt.fixed_step`.
@@ -86,12 +83,13 @@ def hessian_free(
       An ``optax.GradientTransformationExtraArgs``. ``update(grad, state, params, value=…, grad=…, value_fn=…)`` takes
       what the update of ``optax.lbfgs`` takes; ``value_fn`` comes from `hfopt.Objective.bind`. ``state.info`` is a
       `StepInfo`. ``value`` must be that of ``value_fn`` on the same batch: acceptance compares the two. Without
-      ``value`` it is computed; without ``grad``, ``grad`` is the gradient that was passed first. Call it under
-      ``jax.jit``: eagerly it traces its loops anew at every step. ``optax.inject_hyperparams`` takes callables for
-      schedules, so it needs ``static_args=("curvature",)``.
+      ``value`` it is computed, and so is, in a forward pass of its own, the value on an evaluation batch. Without
+      ``grad``, ``grad`` is the gradient that was passed first. Call it under ``jax.jit``: eagerly it traces its loops
+      anew at every step. ``optax.inject_hyperparams`` takes callables for schedules, so it needs
+      ``static_args=("curvature",)``.
 
     Raises:
-      ValueError: at an update, ``params`` or ``value_fn`` is missing; `warm_start` is outside [0, 1].
+      ValueError: `warm_start` is outside [0, 1]; at an update, ``params`` or ``value_fn`` is missing.
       TypeError: a choice is not an object of its kind; a parameter is not floating; at an update, ``value_fn`` was not
         made by `Objective.bind`.
 
@@ -119,9 +117,18 @@ def hessian_free(
       convolutional neural networks", ACM TIST 2020.
     """
 
-    _check_choices(solver, damping, line_search, trust_region, warm_start)
+    check_choices(
+        curvature,
+        warm_start,
+        solver=solver,
+        preconditioner=preconditioner,
+        damping=damping,
+        metric=metric,
+        trust_region=trust_region,
+        line_search=line_search,
+    )
     region = Unbounded() if trust_region is None else trust_region
-    takes_key = _takes_key(curvature)
+    keyed = takes_key(curvature)
 
     def init(params: Any) -> HessianFreeState:
         check_params(params)
@@ -134,7 +141,7 @@ def hessian_free(
         return HessianFreeState(
             step=none(),
             rejected=none(),
-            next_damping=jnp.full((), damping.initial, dtype),
+            next_damping=jnp.asarray(damping.initial, dtype) + zero(),  # an array of its own
             solution=() if warm_start is None else widened(optax.tree.zeros_like(params)),
             trust=region.init(params, dtype),
             metric=() if metric is None else metric.init(params),
@@ -165,14 +172,14 @@ def hessian_free(
 
         trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
         bound = jnp.asarray(region.bound(trust), dtype)
-        key = {"key": jax.random.fold_in(jax.random.key(seed), state.step)} if takes_key else {}
+        key = {"key": jax.random.fold_in(jax.random.key(seed), state.step)} if keyed else {}
         operator = curvature(value_fn, params, **key)
         measuring: Any = ()
         measure, unmeasure = lambda v: v, None  # v ↦ M v, and its inverse
         if metric is not None:
             measuring = metric.update(state.metric, updates)
             measure, unmeasure = metric.product(measuring, value_fn, params), metric.inverse(measuring)
-        preconditioning, spent = (), jnp.int32(0)
+        preconditioning, spent, tested = (), jnp.int32(0), jnp.int32(0)
         if preconditioner is not None:
             preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
             spent = preconditioning.setup_products
@@ -185,12 +192,12 @@ def hessian_free(
         if operator.indefinite:
             rhs = probe(rhs, stationary, state.step)
 
-        def longest(damped_form: jax.Array) -> jax.Array:
+        def longest(damped_form: jax.Array, bound: Any) -> jax.Array:
             """The length α ≤ 1 with which ½ (αd)ᵀ(G + λM)(αd) ≤ κ."""
             radius = jnp.sqrt(bound / jnp.maximum(0.5 * jnp.abs(damped_form), jnp.finfo(dtype).tiny))
             return jnp.minimum(radius, 1).astype(dtype)
 
-        def attempt(used_damping: jax.Array) -> _Attempt:
+        def attempt(used_damping: jax.Array, bound: Any) -> _Attempt:
             inverse = unmeasure if preconditioner is None else preconditioner.inverse(preconditioning, used_damping)
             result = solver.solve(
                 operator,
@@ -209,11 +216,11 @@ def hessian_free(
             damped_form = 2 * (choice.model_value + optax.tree.vdot(rhs, choice.direction))
             course = Course(choice.direction, damped_form.astype(dtype), result.products, choice.evaluations)
             if operator.indefinite:
-                course = _course(course, result, used_damping)
+                course = _course(course, result, used_damping, bound)
             direction = course.direction
             form = course.damped_form - used_damping * optax.tree.vdot(direction, measure(direction))
 
-            length = longest(course.damped_form)
+            length = longest(course.damped_form, bound)
             true_slope = optax.tree.vdot(grad, direction).astype(dtype)
             trial_loss = lambda alpha: loss_after(_step(params, alpha * length, direction))  # noqa: E731
             known = None if trust_region is not None or operator.indefinite else choice.loss
@@ -253,41 +260,43 @@ def hessian_free(
             )
             return _Attempt(outcome, result.solution, info)
 
-        def _course(course: Course, result: CGResult, used_damping: jax.Array) -> Course:
+        def _course(course: Course, result: CGResult, used_damping: jax.Array, bound: Any) -> Course:
             quadratic = lambda v: operator.quadratic(optax.tree.cast_like(v, operator.example))  # noqa: E731
             damped = lambda v: quadratic(v) + used_damping * optax.tree.vdot(v, measure(v))  # noqa: E731
-            limited = lambda d, form: loss_after(_step(params, longest(form), d))  # noqa: E731
+            limited = lambda d, form: loss_after(_step(params, longest(form, bound), d))  # noqa: E731
             return follow(course, result, operator, damped, grad, loss, limited)
 
         used_damping = damping.current(state.next_damping, region.level(trust), state.step)
         if isinstance(damping, Calibrated):
-            trial = lambda d: (lambda a: (a.outcome.reduction_ratio, a.info.products))(attempt(d))  # noqa: E731
-            first = (state.step == state.rejected) & jnp.isfinite(loss)
-            used_damping, trials = jax.lax.cond(
-                first, partial(damping.calibrate, trial=trial), lambda d: (d, jnp.int32(0)), used_damping
+
+            def trial(damping: jax.Array) -> tuple[Outcome, jax.Array, jax.Array]:
+                made = attempt(damping, jnp.inf)
+                return made.outcome, made.info.products, made.info.evaluations
+
+            sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)) & ~stationary
+            used_damping, products, tried = jax.lax.cond(
+                sound & (state.step == state.rejected),
+                partial(damping.calibrate, trial=trial),
+                lambda d: (d, jnp.int32(0), jnp.int32(0)),
+                used_damping,
             )
-            spent = spent + trials
-        last = attempt(used_damping)
+            spent, tested = spent + products, tested + tried
+        last = attempt(used_damping, bound)
         outcome, accepted = last.outcome, last.outcome.accepted
 
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(accepted, 0, 1),
             next_damping=damping.update(used_damping, outcome),
-            solution=() if warm_start is None else _where_accepted(accepted, last.solution),
+            solution=() if warm_start is None else _where_accepted(accepted & ~stationary, last.solution),
             trust=region.update(trust, outcome),
             metric=measuring,
             preconditioner=preconditioning,
-            info=last.info._replace(products=last.info.products + spent),
+            info=last.info._replace(products=last.info.products + spent, evaluations=last.info.evaluations + tested),
         )
         return outcome.step, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _takes_key(curvature: Curvature) -> bool:
-    parameter = inspect.signature(curvature).parameters.get("key")
-    return parameter is not None and parameter.default is None
 
 
 def _step(params: Any, alpha: jax.Array, direction: Any) -> Any:
@@ -296,20 +305,6 @@ def _step(params: Any, alpha: jax.Array, direction: Any) -> Any:
 
 def _where_accepted(accepted: jax.Array, tree: Any) -> Any:
     return optax.tree.where(accepted, tree, optax.tree.zeros_like(tree))
-
-
-def _check_choices(solver: Any, damping: Any, line_search: Any, trust_region: Any, warm_start: Any) -> None:
-    choices = {
-        "solver": (solver, "solve", "hfopt.cg()"),
-        "damping": (damping, "update", "hfopt.levenberg_marquardt()"),
-        "line_search": (line_search, "search", "hfopt.armijo()"),
-        "trust_region": (Unbounded() if trust_region is None else trust_region, "bound", "hfopt.earned_trust()"),
-    }
-    for name, (choice, method, example) in choices.items():
-        if isinstance(choice, type) or not hasattr(choice, method):
-            raise TypeError(f"hessian_free: `{name}` must be an object such as {example}, got {choice!r}.")
-    if isinstance(warm_start, int | float) and not 0 <= warm_start <= 1:
-        raise ValueError(f"hessian_free: `warm_start` must lie in [0, 1] or be None, got {warm_start}.")
 
 
 def _scalar_dtype(params: Any) -> Any:

@@ -20,7 +20,7 @@ ORDER = [
     ["curvature"],
     ["solve"],
     ["control"],
-    ["state"],
+    ["state", "choices"],
     ["transform"],
     ["presets"],
     ["__init__"],

@@ -1,6 +1,6 @@
 """Choices of a step that reach beyond one object: batches of their own, keys, schedules, presets, checkpoints."""
 
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 
 import jax
@@ -68,6 +68,33 @@ def test_curvature_that_takes_a_key_is_given_a_new_one_every_step():
     run(hfopt.hessian_free(curvature=partial(recorded, key=jax.random.key(1))), case, 2)
     jax.effects_barrier()
     assert len(set(keys)) == 5
+
+
+def test_a_wrapped_curvature_is_asked_for_its_own_parameters():
+    @wraps(hfopt.fisher)
+    def exact(value_fn, params):
+        return hfopt.fisher(value_fn, params, samples="exact")
+
+    case = CASES["mlp-softmax-integer"]()
+    _, state, _ = run(hfopt.hessian_free(curvature=exact), case, 1)
+    assert state.info.accepted
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        hfopt.hessian_free(damping=hfopt.scheduled_damping(optax.exponential_decay(0.5, 1, 0.9))),
+        hfopt.hessian_free(damping=hfopt.calibrated_damping(), metric=hfopt.second_moment()),
+        hfopt.presets.stochastic(5),
+        hfopt.presets.kiros2013(5),
+    ],
+    ids=["scheduled", "calibrated", "stochastic", "kiros"],
+)
+def test_init_is_abstract_and_steps_keep_the_types_of_the_state(tx):
+    case = CASES["mlp-softmax-integer"]()
+    abstract = jax.eval_shape(tx.init, case.params)
+    after = jax.eval_shape(partial(train_step, tx, case.objective), case.params, abstract, case.batch)[1]
+    assert abstract == after
 
 
 def test_the_warm_start_may_follow_a_schedule():

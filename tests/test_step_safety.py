@@ -127,6 +127,14 @@ def test_low_precision_parameters_are_trained_with_float32_vectors(dtypes, make)
         ({"solver": hfopt.cg}, TypeError, r"`solver` must be an object such as hfopt\.cg\(\)"),
         ({"damping": 0.1}, TypeError, r"`damping` must be an object such as .*, got 0\.1"),
         ({"line_search": None}, TypeError, "`line_search` must be an object"),
+        ({"metric": hfopt.second_moment}, TypeError, r"`metric` must be an object such as hfopt\.second_moment\(\)"),
+        (
+            {"preconditioner": 1.0},
+            TypeError,
+            r"`preconditioner` must be an object such as hfopt\.nystrom\(\), got 1\.0",
+        ),
+        ({"curvature": "gn"}, TypeError, r"`curvature` must be a function such as hfopt\.gauss_newton, got 'gn'"),
+        ({"warm_start": "a"}, TypeError, "`warm_start` must be a number, a schedule or None, got 'a'"),
         ({"warm_start": 5.0}, ValueError, r"`warm_start` must lie in \[0, 1\] or be None, got 5\.0"),
     ],
 )

@@ -14,8 +14,8 @@ class Damping(Protocol):
     """A rule for λ: λ₀, the λ of a step, and the next one from what became of the step."""
 
     @property
-    def initial(self) -> float:
-        """λ₀."""
+    def initial(self) -> Any:
+        """λ₀, a scalar."""
 
     def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
         """The λ to solve with, from the λ carried along, the level of trust μ and the number of steps taken."""
@@ -64,9 +64,9 @@ class Scheduled:
             )
 
     @property
-    def initial(self) -> float:
+    def initial(self) -> Any:
         """λ of the first step."""
-        return float(self.schedule(jnp.zeros((), jnp.int32)))
+        return self.schedule(jnp.zeros((), jnp.int32))
 
     def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
         """λ of this step."""

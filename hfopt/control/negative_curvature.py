@@ -5,7 +5,8 @@ one at which the model, seen from a stationary point, would have lowered a non-n
 
     ½ |uᵀAu| τ² = |f|.
 
-The trust region and the line search shorten it as they do every step. Where the gradient vanishes CG has nothing to
+The trust region and the line search shorten it as they do every step, although |dᵀ(A + λM)d| of an indefinite A may be
+small for a long d. Where the gradient vanishes CG has nothing to
 solve; there it is given a random right-hand side, only to look for negative curvature.
 """
 
@@ -65,15 +66,17 @@ def follow(
 
     def further() -> Course:
         norm = optax.tree.norm(result.direction)
-        unit = optax.tree.scale(1 / jnp.where(norm > 0, norm, 1), result.direction)
+        unit = jax.tree.map(lambda p: p / jnp.where(norm > 0, norm, 1).astype(p.dtype), result.direction)
         curvature = operator.quadratic(optax.tree.cast_like(unit, operator.example)).astype(loss.dtype)
         tau = jnp.sqrt(2 * jnp.abs(loss) / jnp.where(curvature < 0, -curvature, jnp.inf))
-        beyond = optax.tree.add_scale(here.direction, tau, unit)
+        beyond = jax.tree.map(lambda x, u: x + jnp.asarray(tau, x.dtype) * u, here.direction, unit)
         form = damped(beyond).astype(loss.dtype)
         resting = optax.tree.norm(here.direction) == 0
         gain, rest = loss_after(beyond, form), loss_after(here.direction, here.damped_form)
-        # From a point that CG could not leave, the line search may look along p in any case.
+        # From a point that CG could not leave, the line search may look along p in any case. Uphill it never does, and
+        # from a warm start p may lead there.
         better = (tau > 0) & (resting | (gain < jnp.where(jnp.isnan(rest), jnp.inf, rest)))
+        better &= optax.tree.vdot(grad, beyond) <= 0
         chosen = optax.tree.where(better, Course(beyond, form, course.products, course.evaluations), here)
         return chosen._replace(products=course.products + 2, evaluations=course.evaluations + 2)
 

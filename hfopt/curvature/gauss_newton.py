@@ -16,6 +16,10 @@ def gauss_newton(value_fn: ValueFn, params: Any) -> Operator:
     J_i = ∂z_i/∂θ and B_i = ∂²ξ_i/∂z_i². G is positive semi-definite when the loss is convex in the outputs, and
     positive definite when also l2 > 0 on every parameter. I/C is included; damping is not.
 
+    What it does not see is the curvature of the model. At a saddle of f that stems from J_i = 0, such as that of
+    ½(w₂w₁ − 1)² at 0, G vanishes with the gradient, and a step stays there; from a point beside it the residual pushes
+    away, and steps grow from one to the next. `hessian` sees the direction that leads down.
+
     Args:
       value_fn: from `Objective.bind`. With a ``curvature_batch`` the mean is taken over that one.
       params: a pytree of floating arrays.

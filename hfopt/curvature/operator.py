@@ -75,8 +75,7 @@ class Operator:
             lambda v: optax.tree.scale(scalar, self.product(v)),
             lambda v: scalar * self.quadratic(v),
             self.example,
-            # Of an array that is being traced the sign is not known.
-            self.indefinite or not (isinstance(scalar, int | float) and scalar >= 0),
+            self.indefinite or not _is_non_negative(scalar),
         )
 
     __rmul__ = __mul__
@@ -95,3 +94,11 @@ class Operator:
                 f"{shapes(self.example)}; got {shapes(vector)}."
             )
         return vector
+
+
+def _is_non_negative(scalar: Any) -> bool:
+    """Whether a scalar is known not to be negative; of one that is being traced nothing is known."""
+    try:
+        return bool(scalar >= 0)
+    except jax.errors.ConcretizationTypeError:
+        return False

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.curvature import gauss_newton, outer_product
+from hfopt.batch import Examples
+from hfopt.curvature import outer_product
 from hfopt.curvature.diagonal import wide_dtype
-from hfopt.losses import Loss
-from hfopt.objective import ValueFn
+from hfopt.curvature.jacobian import sandwich
+from hfopt.losses import Loss, output_hessian
+from hfopt.objective import Objective, ValueFn
 
 Product = Callable[[Any], Any]
 
@@ -74,7 +76,7 @@ class SecondMoment:
         return SecondMomentState(jnp.zeros((), jnp.int32), moment)
 
     def update(self, state: SecondMomentState, grad: Any) -> SecondMomentState:
-        """One gradient more; one that is not finite is passed over."""
+        """One gradient more; one whose square is not finite is passed over."""
         moment = optax.tree.update_moment(grad, state.moment, self.decay, 2)
         after = SecondMomentState(optax.safe_increment(state.seen), moment)
         return optax.tree.where(jnp.isfinite(optax.tree.sum(moment)), after, state)
@@ -152,11 +154,9 @@ class Structural:
             loss=optax.losses.l2_loss if self.distance is None else self.distance,
             l2=0.0,
         )
-        # The targets enter S only through the curvature of the distance, at distance zero.
-        targets = inputs if self.distance is None else hidden.predict(params, inputs)
-        curvature = outer_product if self.distance is None else gauss_newton
-        bound = hidden.bind((inputs, targets, weights), chunk_size=value_fn.chunk_size)
-        operator = curvature(bound, params)
+        # There are no targets: a distance is taken from the states themselves.
+        bound = hidden.bind((inputs, inputs, weights), chunk_size=value_fn.chunk_size)
+        operator = outer_product(bound, params) if self.distance is None else sandwich(bound, params, _at_distance_zero)
 
         def product(v: Any) -> Any:
             narrow = optax.tree.cast_like(v, operator.example)
@@ -166,3 +166,7 @@ class Structural:
 
     def inverse(self, state: tuple[()]) -> None:
         """Not cheap."""
+
+
+def _at_distance_zero(objective: Objective, states: Any, rows: Examples) -> Product:
+    return output_hessian(objective.loss, states, rows._replace(targets=states))

@@ -1,11 +1,13 @@
 """λ₀ made for the problem, and λ by schedule."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import hfopt
+from hfopt.control.outcome import Outcome
 from tests.cases import CASES
 from tests.loops import CLASSICAL, run
 
@@ -23,19 +25,43 @@ def test_the_first_step_lands_in_the_band_wherever_the_search_begins(name, initi
     assert state.step == 3
 
 
+def _trial(ratio_of, informative=True):
+    def trial(damping):
+        ratio = ratio_of(damping)
+        outcome = Outcome((), -jnp.ones(()), ratio, ratio, jnp.bool_(True), jnp.bool_(informative))
+        return outcome, jnp.int32(5), jnp.int32(2)
+
+    return trial
+
+
 def test_the_bisection_ends_in_the_band():
-    """ρ(λ) = λ / (1 + λ) is in [0.75, 0.95] for λ in [3, 19]."""
-    rule = hfopt.calibrated_damping(hfopt.constant_damping(1e-3))
-    damping, products = rule.calibrate(jnp.float64(1e-3), lambda d: (d / (1 + d), jnp.int32(5)))
-    assert 3 <= damping <= 19
-    assert products == 5 * 5  # 1e-3, 1e-2, 0.1, 1, 10
+    """ρ(λ) = λ / (1 + λ) is in [0.8, 0.9] for λ in [4, 9], which tenfold steps from 1e-3 pass by."""
+    rule = hfopt.calibrated_damping(lower=0.8, upper=0.9)
+    damping, products, evaluations = rule.calibrate(jnp.float64(1e-3), _trial(lambda d: d / (1 + d)))
+    # 1e-3, 1e-2, 0.1, 1, 10 (too large), √10 (too small), 10^¾
+    assert damping == pytest.approx(10**0.75)
+    assert (products, evaluations) == (7 * 5, 7 * 2)
 
 
-def test_without_a_band_the_trials_end():
+@pytest.mark.parametrize("ratio", [1.0, -np.inf, np.nan])
+def test_without_a_band_the_rule_keeps_its_own(ratio):
     rule = hfopt.calibrated_damping(max_trials=4)
-    damping, products = rule.calibrate(jnp.float64(1.0), lambda d: (jnp.float64(1.0), jnp.int32(1)))
-    assert products == 4
-    assert damping == pytest.approx(1e-3)
+    damping, products, _ = rule.calibrate(jnp.float64(0.3), _trial(lambda d: jnp.full_like(d, ratio)))
+    assert products == 4 * 5
+    assert damping == 0.3
+
+
+def test_a_step_below_rounding_ends_the_search():
+    damping, products, _ = hfopt.calibrated_damping().calibrate(jnp.float64(0.3), _trial(lambda d: 0.8 + 0 * d, False))
+    assert (damping, products) == (0.3, 5)
+
+
+def test_the_trust_region_does_not_enter_the_trials():
+    """Within a tight bound ρ is near 1 for every λ."""
+    case, rule = CASES["mlp-softmax-integer"](), hfopt.calibrated_damping()
+    _, bounded, _ = run(CLASSICAL(damping=rule, trust_region=hfopt.scheduled_trust(1e-6)), case, 1)
+    _, free, _ = run(CLASSICAL(damping=rule), case, 1)
+    assert bounded.info.damping == pytest.approx(float(free.info.damping))
 
 
 def test_a_first_batch_that_is_not_finite_does_not_calibrate():
@@ -45,6 +71,12 @@ def test_a_first_batch_that_is_not_finite_does_not_calibrate():
     tx = CLASSICAL(damping=hfopt.calibrated_damping())
     _, state, _ = run(tx, bad, 1)
     assert state.info.products <= 1
+    assert state.next_damping == pytest.approx(1.5)
+    # Nor does a gradient that is not finite, whatever the evaluation batch says.
+    value_fn = case.objective.bind(bad.batch, evaluation_batch=case.batch)
+    params, state = case.params, tx.init(case.params)
+    _, state = tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
+    assert np.isfinite(state.info.loss)
     assert state.next_damping == pytest.approx(1.5)
 
 
@@ -69,6 +101,7 @@ def test_the_ratio_may_be_taken_with_the_damped_model():
     [
         (lambda: hfopt.calibrated_damping(lower=0.9, upper=0.8), ValueError, "need 0 < `lower` < `upper`"),
         (lambda: hfopt.calibrated_damping(max_trials=0), ValueError, "`max_trials` must be at least 1"),
+        (lambda: hfopt.calibrated_damping(hfopt.trust_damping()), TypeError, "ByTrust has no λ of its own"),
         (lambda: hfopt.scheduled_damping(0.1), TypeError, r"for a number use hfopt\.constant_damping"),
     ],
 )

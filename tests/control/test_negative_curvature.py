@@ -1,5 +1,7 @@
 """Saddles are left along directions of negative curvature."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,56 @@ def test_networks_train_with_the_hessian(name):
     losses = [float(loss) for loss, _ in history]
     assert losses[-1] < 0.7 * losses[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.float32
+def test_parameters_of_two_dtypes():
+    with jax.enable_x64(True):
+        mixed = {"a": jnp.full(3, 1e-3, jnp.float32), "b": jnp.full(3, 1e-3, jnp.float64)}
+        predict = lambda p, x: (x @ p["a"]) * (x @ p["b"])  # noqa: E731
+        case = Case(predict, optax.squared_error, mixed, (jnp.eye(3), jnp.ones(3)))
+        params, state, history = run(hfopt.hessian_free(curvature=hfopt.hessian), case, 10)
+        dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, tree)  # noqa: E731
+        assert dtypes((params, state.solution)) == dtypes((mixed, mixed))
+        assert history[-1][0] < 0.1 * history[0][0]
+
+
+def test_a_random_right_hand_side_leaves_no_warm_start():
+    case = Case(lambda p, x: jnp.tanh(x @ p), optax.squared_error, jnp.zeros(3), (jnp.eye(3), jnp.zeros(3)))
+    params, state, _ = run(hfopt.hessian_free(curvature=hfopt.hessian), case, 1)
+    np.testing.assert_array_equal(params, 0)
+    np.testing.assert_array_equal(state.solution, 0)
+
+
+def test_following_never_costs_a_step_that_the_line_search_would_have_taken():
+    """Indefinite quadratics from warm starts, after which p may lead uphill."""
+    rng, rejected = np.random.default_rng(0), {True: 0, False: 0}
+    following, plain = (
+        hfopt.hessian_free(
+            curvature=curvature,
+            solver=hfopt.cg(3, ()),
+            damping=hfopt.constant_damping(1e-6),
+            trust_region=None,
+            warm_start=1.0,
+        )
+        for curvature in (hfopt.hessian, lambda f, p: replace(hfopt.hessian(f, p), indefinite=False))
+    )
+
+    @jax.jit
+    def accepted(matrix, x, solution):
+        value_fn = hfopt.Objective(lambda p, m: jnp.einsum("bij,i,j->b", m, p, p), lambda z, y: z).bind(
+            (matrix[None], jnp.zeros(1))
+        )
+        updates = jax.grad(value_fn)(x)
+        states = [tx.init(x)._replace(solution=solution) for tx in (following, plain)]
+        return [
+            tx.update(updates, s, x, value_fn=value_fn)[1].info.accepted
+            for tx, s in zip((following, plain), states, strict=True)
+        ]
+
+    for _ in range(300):
+        matrix = rng.normal(size=(4, 4))
+        ours, theirs = accepted(jnp.asarray(matrix + matrix.T), *jnp.asarray(rng.normal(size=(2, 4))))
+        assert ours or not theirs
+        rejected[bool(ours)] += 1
+    assert rejected[True] > rejected[False]

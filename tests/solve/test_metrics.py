@@ -121,6 +121,20 @@ def test_the_distance_between_states_may_be_chosen():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), averaged, summed)
 
 
+def test_a_distance_sees_one_chunk_at_a_time():
+    params, objective, batch = _recurrent()
+    rows = set()
+
+    def predict(p, x):
+        rows.add(len(x))
+        return objective.predict(p, x)
+
+    value_fn = hfopt.Objective(predict, objective.loss).bind(batch, chunk_size=2)
+    metric = hfopt.structural(lambda outputs: outputs["hidden"], distance=optax.losses.huber_loss)
+    metric.product((), value_fn, params)(optax.tree.ones_like(params))
+    assert rows == {2}
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
