@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | compare | show | bench`.
+"""The command line: `python -m experiments run | compare | sweep | show | bench`.
 
 Exit codes: 0 done, 1 a run diverged, 2 asked for something impossible (one message says what), 130 interrupted.
 """
@@ -16,6 +16,9 @@ from experiments.config import Config, OptimizerName
 from experiments.config_file import dump_config, load_config
 from experiments.errors import ExperimentError
 from experiments.runner import run
+from experiments.sweep import sweep
+from experiments.sweep_file import load_sweep
+from experiments.sweep_report import report
 
 _OPTIMIZERS = get_args(OptimizerName)
 
@@ -68,6 +71,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 1 if any(result.diverged for result in results) else 0
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    settings, console = load_sweep(arguments.sweep), Console()
+    runs = arguments.runs_dir
+    lines = sweep(settings, runs=runs, console=console, jobs=arguments.jobs, data_dir=arguments.data_dir)
+    report(settings, lines, runs=runs, console=console)
+    return 1 if any(line.diverged for line in lines) else 0
+
+
 def _show(arguments: argparse.Namespace) -> int:
     print(dump_config(_config(arguments)), end="")
     return 0
@@ -109,17 +120,26 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir", metavar="DIR", help="folder of the data sets (default: $HFOPT_DATA, else a cache)"
     )
     places.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="where run folders are made")
-    places.add_argument("--resume", action="store_true", help="continue the latest run of the same configuration")
 
-    one = commands.add_parser("run", parents=[settings, places], help="train with one optimizer")
+    resuming = argparse.ArgumentParser(add_help=False)
+    resuming.add_argument("--resume", action="store_true", help="continue the latest run of the same configuration")
+
+    one = commands.add_parser("run", parents=[settings, places, resuming], help="train with one optimizer")
     one.add_argument("--optimizer", help=f"shorthand for --set optimizer=…: {', '.join(_OPTIMIZERS)}")
     one.set_defaults(command=_run)
 
     several = commands.add_parser(
-        "compare", parents=[settings, places], help="train with several, one table and figure"
+        "compare", parents=[settings, places, resuming], help="train with several, one table and figure"
     )
     several.add_argument("--optimizers", metavar="NAME", nargs="+", help="which (default: all that CONFIG configures)")
     several.set_defaults(command=_compare)
+
+    many = commands.add_parser(
+        "sweep", parents=[places], help="train with many settings from many seeds, one table of medians"
+    )
+    many.add_argument("sweep", metavar="SWEEP", help="a YAML file, such as configs/sweeps/digits.yaml")
+    many.add_argument("--jobs", metavar="N", type=_positive, help="runs at a time (default: one a usable core)")
+    many.set_defaults(command=_sweep)
 
     show = commands.add_parser(
         "show", parents=[settings], help="print the configuration with all defaults and overrides"
@@ -129,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", add_help=False, help="measure hfopt itself; see bench --help")
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"should be a positive integer, got '{text}'")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m experiments bench …`: what a curvature product costs, and what preconditioners save.
+"""`python -m experiments bench …`: what a curvature product costs, what preconditioners save, how Newton converges.
 
 Machines are shared and noisy, so no time stands alone: every number of `products` is a time over that of
 `value_and_grad` on the same batch, the two measured in turns, and the median over the turns. `preconditioners` counts
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hfopt
-from experiments import preconditioning
+from experiments import convergence, preconditioning
 from experiments.problems.models import CNN, MLP
 from hfopt.batch import examples
 from hfopt.losses import output_hessian
@@ -63,11 +63,14 @@ CASES = (
 
 def main(argv: Sequence[str]) -> int:
     """Run a benchmark and print its table; returns the exit code."""
+    if argv and argv[0] == "convergence":
+        return convergence.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m experiments bench", description=__doc__)
     parser.add_argument(
         "what",
-        choices=["products", "preconditioners"],
-        help="products: one curvature product / one value_and_grad; preconditioners: CG iterations each one saves",
+        choices=["products", "preconditioners", "convergence"],
+        help="products: one curvature product / one value_and_grad; preconditioners: CG iterations each one saves; "
+        "convergence: Newton's method step by step, against scikit-learn",
     )
     parser.add_argument("--rounds", type=int, help="interleaved rounds to take the median of")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")

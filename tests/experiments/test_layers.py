@@ -10,6 +10,7 @@ ORDER = (
     "errors",
     "config",
     "config_file",
+    "sweep_file",
     "problems.dataset",
     "problems.storage",
     "problems.digits",
@@ -25,7 +26,10 @@ ORDER = (
     "figures",
     "runner",
     "comparison",
+    "sweep",
+    "sweep_report",
     "preconditioning",
+    "convergence",
     "benchmarks",
     "__main__",
 )
