@@ -102,7 +102,7 @@ def kiros2013(steps_per_epoch: int, learning_rate: float = 1.0) -> optax.Gradien
 
 
 def stochastic(
-    total_steps: int, *, radius: float = 0.3, damping: float = 0.03, cg_steps: int = 3
+    total_steps: int, *, radius: float = 0.3, damping: float = 0.1, cg_steps: int = 3
 ) -> optax.GradientTransformationExtraArgs:
     """For mini-batches and a budget of steps: few CG iterations, and a trust region that shrinks to nothing.
 
@@ -123,8 +123,8 @@ def stochastic(
     Raises:
       ValueError: an argument that is not positive.
 
-    The constants are chosen on MNIST with a fully connected network, one seed. `python -m experiments sweep
-    configs/sweeps/mnist_mlp_stochastic.yaml` compares with a tuned Adam on three others.
+    The constants are chosen on MNIST with a fully connected network, from seeds 0, 1 and 100. `python -m experiments
+    sweep configs/sweeps/mnist_mlp_stochastic.yaml` compares with a tuned Adam on others.
     """
     if total_steps < 1:
         raise ValueError(f"stochastic: `total_steps` must be at least 1, got {total_steps}.")

@@ -23,6 +23,7 @@ ORDER = [
     ["state", "choices"],
     ["transform"],
     ["presets"],
+    ["sharding"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
