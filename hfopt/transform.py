@@ -14,37 +14,29 @@ f is taken on the evaluation batch where `Objective.bind` was given one, g and G
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.attempt import Attempt, Point, attempt
 from hfopt.choices import Curvature, check_choices, takes_key
-from hfopt.control.backtracking import last_iterate, walk_back
 from hfopt.control.calibration import Calibrated
 from hfopt.control.damping import ByTrust, Damping
 from hfopt.control.line_search import FullStep, LineSearch
-from hfopt.control.negative_curvature import Course, follow, probe
-from hfopt.control.outcome import Outcome
+from hfopt.control.negative_curvature import probe
 from hfopt.control.trust_region import Earned, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.objective import ValueFn
-from hfopt.solve.cg import CGResult, ConjugateGradient, widened
+from hfopt.solve.cg import ConjugateGradient, widened
 from hfopt.solve.metrics import Metric
 from hfopt.solve.preconditioners import Preconditioner
 from hfopt.state import HessianFreeState, StepInfo
-
-
-class _Attempt(NamedTuple):
-    """A step that one λ leads to."""
-
-    outcome: Outcome
-    solution: Any  # of CG, from where the next solve may start
-    info: StepInfo
 
 
 def hessian_free(
@@ -165,17 +157,12 @@ def hessian_free(
         loss = jnp.asarray(value if value is not None and judge is value_fn else judge(params), dtype)
         updates = widened(updates)
         grad = updates if grad is None else widened(grad)
-        stationary = optax.tree.norm(grad) == 0
 
-        evaluate = canonical(judge)  # it runs inside loops
-        loss_after = lambda step: evaluate(optax.apply_updates(params, step)).astype(dtype)  # noqa: E731
-
-        trust = region.observe(state.trust, loss, lambda step: loss_after(optax.tree.scale(-1, step)))
-        bound = jnp.asarray(region.bound(trust), dtype)
+        # What is done once a step, whatever λ will be.
         key = {"key": jax.random.fold_in(jax.random.key(seed), state.step)} if keyed else {}
         operator = curvature(value_fn, params, **key)
         measuring: Any = ()
-        measure, unmeasure = lambda v: v, None  # v ↦ M v, and its inverse
+        measure, unmeasure = None, None  # v ↦ M v, and its inverse
         if metric is not None:
             measuring = metric.update(state.metric, updates)
             measure, unmeasure = metric.product(measuring, value_fn, params), metric.inverse(measuring)
@@ -183,128 +170,55 @@ def hessian_free(
         if preconditioner is not None:
             preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
             spent = preconditioning.setup_products
-
-        rhs = optax.tree.scale(-1, updates)
         start = None
         if warm_start is not None:
             decay = warm_start(state.step) if callable(warm_start) else warm_start
             start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
+        at = Point(params, loss, grad, optax.tree.scale(-1, updates), start, operator, measure, canonical(judge))
         if operator.indefinite:
-            rhs = probe(rhs, stationary, state.step)
+            at = replace(at, rhs=probe(at.rhs, at.stationary, state.step))
+        trust = region.observe(state.trust, loss, lambda step: at.loss_after(optax.tree.scale(-1, step)))
+        bound = None if trust_region is None else jnp.asarray(region.bound(trust), dtype)
 
-        def longest(damped_form: jax.Array, bound: Any) -> jax.Array:
-            """The length α ≤ 1 with which ½ (αd)ᵀ(G + λM)(αd) ≤ κ."""
-            radius = jnp.sqrt(bound / jnp.maximum(0.5 * jnp.abs(damped_form), jnp.finfo(dtype).tiny))
-            return jnp.minimum(radius, 1).astype(dtype)
-
-        def attempt(used_damping: jax.Array, bound: Any) -> _Attempt:
-            inverse = unmeasure if preconditioner is None else preconditioner.inverse(preconditioning, used_damping)
-            result = solver.solve(
-                operator,
-                rhs,
-                start,
-                damping=used_damping,
-                metric=None if metric is None else measure,
-                preconditioner=inverse,
+        def attempted(used_damping: jax.Array, bound: jax.Array | None) -> Attempt:
+            return attempt(
+                at,
+                used_damping,
+                bound,
+                solver=solver,
+                line_search=line_search,
+                preconditioner=(
+                    unmeasure if preconditioner is None else preconditioner.inverse(preconditioning, used_damping)
+                ),
                 step_limit=region.cg_steps(trust),
             )
-            if result.kept is None:
-                choice = last_iterate(result)
-            else:
-                choice = walk_back(result, result.kept, lambda d: loss_after(_step(params, jnp.ones((), dtype), d)))
-            # CG ends with φ(d) = −bᵀd + ½ dᵀ(G + λM)d, so the quadratic forms follow without another product.
-            damped_form = 2 * (choice.model_value + optax.tree.vdot(rhs, choice.direction))
-            course = Course(choice.direction, damped_form.astype(dtype), result.products, choice.evaluations)
-            if operator.indefinite:
-                course = _course(course, result, used_damping, bound)
-            direction = course.direction
-            form = course.damped_form - used_damping * optax.tree.vdot(direction, measure(direction))
-
-            length = longest(course.damped_form, bound)
-            true_slope = optax.tree.vdot(grad, direction).astype(dtype)
-            trial_loss = lambda alpha: loss_after(_step(params, alpha * length, direction))  # noqa: E731
-            known = None if trust_region is not None or operator.indefinite else choice.loss
-            search = line_search.search(trial_loss, loss, length * true_slope, known)
-
-            # A direction that is zero though the gradient is not is a failure of CG, not a stationary point.
-            moves = (true_slope != 0) | stationary
-            accepted = search.accepted & moves & jnp.isfinite(loss) & jnp.isfinite(search.new_loss)
-            alpha = jnp.where(accepted, search.step_size * length, 0)
-            # With the true gradient, also where `updates` is something else (clipped before, a natural gradient).
-            model = lambda a, form: a * true_slope + 0.5 * a**2 * form  # noqa: E731
-            predicted = jnp.where(accepted, model(alpha, form), 0).astype(dtype)
-            actual = search.new_loss - loss
-            # Below the resolution of the loss, acceptance and ρ are noise, and nothing is learned from them.
-            rounding = 10 * jnp.finfo(dtype).eps * jnp.abs(loss)
-            noise = moves & (jnp.abs(model(length, form)) <= rounding) & (jnp.abs(actual) <= rounding)
-            ratio = lambda m: jnp.where(accepted, jnp.where(noise, 1, actual / m), -jnp.inf).astype(dtype)  # noqa: E731
-            outcome = Outcome(
-                step=_where_accepted(accepted, _step(params, alpha, direction)),
-                predicted=predicted,
-                reduction_ratio=ratio(predicted),
-                damped_ratio=ratio(model(alpha, course.damped_form)),
-                accepted=accepted,
-                informative=~noise,
-            )
-            info = StepInfo(
-                loss=loss,
-                new_loss=jnp.where(accepted, search.new_loss, loss),
-                reduction_ratio=outcome.reduction_ratio,
-                damping=used_damping,
-                cg_steps=result.steps,
-                cg_stop=result.stop,
-                step_size=alpha,
-                products=course.products,
-                evaluations=search.evaluations + course.evaluations,
-                accepted=accepted,
-            )
-            return _Attempt(outcome, result.solution, info)
-
-        def _course(course: Course, result: CGResult, used_damping: jax.Array, bound: Any) -> Course:
-            quadratic = lambda v: operator.quadratic(optax.tree.cast_like(v, operator.example))  # noqa: E731
-            damped = lambda v: quadratic(v) + used_damping * optax.tree.vdot(v, measure(v))  # noqa: E731
-            limited = lambda d, form: loss_after(_step(params, longest(form, bound), d))  # noqa: E731
-            return follow(course, result, operator, damped, grad, loss, limited)
 
         used_damping = damping.current(state.next_damping, region.level(trust), state.step)
         if isinstance(damping, Calibrated):
-
-            def trial(damping: jax.Array) -> tuple[Outcome, jax.Array, jax.Array]:
-                made = attempt(damping, jnp.inf)
-                return made.outcome, made.info.products, made.info.evaluations
-
-            sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)) & ~stationary
-            used_damping, products, tried = jax.lax.cond(
+            sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)) & ~at.stationary
+            used_damping, products, evaluations = jax.lax.cond(
                 sound & (state.step == state.rejected),
-                partial(damping.calibrate, trial=trial),
+                partial(damping.calibrate, trial=lambda damping: attempted(damping, None)),
                 lambda d: (d, jnp.int32(0), jnp.int32(0)),
                 used_damping,
             )
-            spent, tested = spent + products, tested + tried
-        last = attempt(used_damping, bound)
-        outcome, accepted = last.outcome, last.outcome.accepted
+            spent, tested = spent + products, tested + evaluations
+        outcome, solution, info = attempted(used_damping, bound)
 
+        keep = outcome.accepted & ~at.stationary
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
-            rejected=state.rejected + jnp.where(accepted, 0, 1),
+            rejected=state.rejected + jnp.where(outcome.accepted, 0, 1),
             next_damping=damping.update(used_damping, outcome),
-            solution=() if warm_start is None else _where_accepted(accepted & ~stationary, last.solution),
+            solution=() if warm_start is None else optax.tree.where(keep, solution, optax.tree.zeros_like(solution)),
             trust=region.update(trust, outcome),
             metric=measuring,
             preconditioner=preconditioning,
-            info=last.info._replace(products=last.info.products + spent, evaluations=last.info.evaluations + tested),
+            info=info._replace(products=info.products + spent, evaluations=info.evaluations + tested),
         )
         return outcome.step, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _step(params: Any, alpha: jax.Array, direction: Any) -> Any:
-    return jax.tree.map(lambda p, d: (alpha * d).astype(p.dtype), params, direction)
-
-
-def _where_accepted(accepted: jax.Array, tree: Any) -> Any:
-    return optax.tree.where(accepted, tree, optax.tree.zeros_like(tree))
 
 
 def _scalar_dtype(params: Any) -> Any:

@@ -21,6 +21,7 @@ ORDER = [
     ["solve"],
     ["control"],
     ["state", "choices"],
+    ["attempt"],
     ["transform"],
     ["presets"],
     ["sharding"],

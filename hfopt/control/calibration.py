@@ -77,16 +77,16 @@ class Calibrated:
         return self.rule.update(damping, outcome)
 
     def calibrate(
-        self, damping: jax.Array, trial: Callable[[jax.Array], tuple[Outcome, jax.Array, jax.Array]]
+        self, damping: jax.Array, trial: Callable[[jax.Array], Any]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """λ₀, and the products and evaluations spent on finding it.
 
-        ``trial`` maps λ to the outcome of the step it makes, and what that cost.
+        ``trial`` maps λ to what came of it: an ``outcome``, and an ``info`` that says what it cost.
         """
 
         def attempt(b: _Bracket) -> _Bracket:
-            outcome, products, evaluations = trial(b.damping)
-            ratio = outcome.reduction_ratio
+            made = trial(b.damping)
+            ratio = made.outcome.reduction_ratio
             small, large = ~(ratio >= self.lower), ratio > self.upper
             too_small = jnp.where(small, b.damping, b.too_small)
             too_large = jnp.where(large, b.damping, b.too_large)
@@ -95,8 +95,8 @@ class Calibrated:
             inward = jnp.sqrt(too_small) * jnp.sqrt(jnp.where(bracketed, too_large, 1))
             found = ~small & ~large
             next_damping = jnp.where(found, b.damping, jnp.where(bracketed, inward, outward))
-            spent = b.products + products, b.evaluations + evaluations
-            return _Bracket(next_damping, too_small, too_large, *spent, b.trials + 1, found, ~outcome.informative)
+            spent = b.products + made.info.products, b.evaluations + made.info.evaluations
+            return _Bracket(next_damping, too_small, too_large, *spent, b.trials + 1, found, ~made.outcome.informative)
 
         none = jnp.int32(0)
         unknown = jnp.zeros_like(damping), jnp.full_like(damping, jnp.inf)

@@ -1,5 +1,7 @@
 """λ₀ made for the problem, and λ by schedule."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ def _trial(ratio_of, informative=True):
     def trial(damping):
         ratio = ratio_of(damping)
         outcome = Outcome((), -jnp.ones(()), ratio, ratio, jnp.bool_(True), jnp.bool_(informative))
-        return outcome, jnp.int32(5), jnp.int32(2)
+        return SimpleNamespace(outcome=outcome, info=SimpleNamespace(products=jnp.int32(5), evaluations=jnp.int32(2)))
 
     return trial
 

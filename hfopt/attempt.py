@@ -1,0 +1,167 @@
+"""One attempt at a step: what comes of a given λ.
+
+Everything before it (linearising the model, metric, preconditioner, trust) is done once a step and gathered in a
+`Point`; the attempt solves (A + λM) d = b, chooses a direction and a length, and says what became of it. A step makes
+one attempt, and more only where λ is calibrated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hfopt.control.backtracking import last_iterate, walk_back
+from hfopt.control.line_search import LineSearch
+from hfopt.control.negative_curvature import Course, follow
+from hfopt.control.outcome import Outcome
+from hfopt.curvature.operator import Operator
+from hfopt.solve.cg import CGResult, ConjugateGradient
+from hfopt.state import StepInfo
+
+
+@dataclass(frozen=True)
+class Point:
+    """θ, and what is known there before λ is chosen."""
+
+    params: Any
+    loss: jax.Array  # f(θ); its dtype is that of all scalars
+    grad: Any  # g, by which descent and the model are judged
+    rhs: Any  # b: −g, or minus what the caller made of g
+    start: Any  # x₀ of CG, or None
+    operator: Operator  # A
+    metric: Callable[[Any], Any] | None  # v ↦ M v; None: the identity
+    evaluate: Callable[[Any], jax.Array]  # params -> f, in a form that is fast inside loops
+
+    @property
+    def stationary(self) -> jax.Array:
+        """Whether g = 0."""
+        return optax.tree.norm(self.grad) == 0
+
+    def step(self, alpha: jax.Array, direction: Any) -> Any:
+        """α d, in the dtypes of the parameters."""
+        return jax.tree.map(lambda p, d: (alpha * d).astype(p.dtype), self.params, direction)
+
+    def loss_after(self, step: Any) -> jax.Array:
+        """f(θ + s)."""
+        return self.evaluate(optax.apply_updates(self.params, step)).astype(self.loss.dtype)
+
+    def metric_form(self, vector: Any) -> jax.Array:
+        """vᵀMv."""
+        return optax.tree.vdot(vector, vector if self.metric is None else self.metric(vector))
+
+    def longest(self, damped_form: jax.Array, bound: jax.Array | None) -> jax.Array:
+        """The length α ≤ 1 with which ½ (αd)ᵀ(A + λM)(αd) ≤ κ; 1 without a bound."""
+        if bound is None:
+            return jnp.ones((), self.loss.dtype)
+        radius = jnp.sqrt(bound / jnp.maximum(0.5 * jnp.abs(damped_form), jnp.finfo(self.loss.dtype).tiny))
+        return jnp.minimum(radius, 1).astype(self.loss.dtype)
+
+
+class Attempt(NamedTuple):
+    """What came of it."""
+
+    outcome: Outcome
+    solution: Any  # of CG, from where the next solve may start
+    info: StepInfo
+
+
+def attempt(
+    at: Point,
+    damping: jax.Array,
+    bound: jax.Array | None,
+    *,
+    solver: ConjugateGradient,
+    line_search: LineSearch,
+    preconditioner: Callable[[Any], Any] | None,
+    step_limit: Any,
+) -> Attempt:
+    """Solve with λ = ``damping``, choose direction and length, and accept or reject the step.
+
+    Args:
+      at: where.
+      damping: λ.
+      bound: κ, or ``None``.
+      solver, preconditioner, step_limit: see `hfopt.cg`.
+      line_search: the rule for the length.
+    """
+    dtype = at.loss.dtype
+    result = solver.solve(
+        at.operator,
+        at.rhs,
+        at.start,
+        damping=damping,
+        metric=at.metric,
+        preconditioner=preconditioner,
+        step_limit=step_limit,
+    )
+    course, full_step_loss = _course(at, result, damping, bound)
+    direction = course.direction
+    form = course.damped_form - damping * at.metric_form(direction)
+    length = at.longest(course.damped_form, bound)
+    slope = optax.tree.vdot(at.grad, direction).astype(dtype)
+    trial_loss = lambda alpha: at.loss_after(at.step(alpha * length, direction))  # noqa: E731
+    search = line_search.search(trial_loss, at.loss, length * slope, full_step_loss)
+
+    # A direction that is zero though the gradient is not is a failure of CG, not a stationary point.
+    moves = (slope != 0) | at.stationary
+    accepted = search.accepted & moves & jnp.isfinite(at.loss) & jnp.isfinite(search.new_loss)
+    alpha = jnp.where(accepted, search.step_size * length, 0)
+    # With the true gradient, also where b is something else (clipped before, a natural gradient).
+    model = lambda a, form: a * slope + 0.5 * a**2 * form  # noqa: E731
+    predicted = jnp.where(accepted, model(alpha, form), 0).astype(dtype)
+    actual = search.new_loss - at.loss
+    # Below the resolution of the loss, acceptance and ρ are noise.
+    rounding = 10 * jnp.finfo(dtype).eps * jnp.abs(at.loss)
+    noise = moves & (jnp.abs(model(length, form)) <= rounding) & (jnp.abs(actual) <= rounding)
+    ratio = lambda m: jnp.where(accepted, jnp.where(noise, 1, actual / m), -jnp.inf).astype(dtype)  # noqa: E731
+
+    step = at.step(alpha, direction)
+    outcome = Outcome(
+        step=optax.tree.where(accepted, step, optax.tree.zeros_like(step)),
+        predicted=predicted,
+        reduction_ratio=ratio(predicted),
+        damped_ratio=ratio(model(alpha, course.damped_form)),
+        accepted=accepted,
+        informative=~noise,
+    )
+    info = StepInfo(
+        loss=at.loss,
+        new_loss=jnp.where(accepted, search.new_loss, at.loss),
+        reduction_ratio=outcome.reduction_ratio,
+        damping=damping,
+        cg_steps=result.steps,
+        cg_stop=result.stop,
+        step_size=alpha,
+        products=course.products,
+        evaluations=search.evaluations + course.evaluations,
+        accepted=accepted,
+    )
+    return Attempt(outcome, result.solution, info)
+
+
+def _course(
+    at: Point, result: CGResult, damping: jax.Array, bound: jax.Array | None
+) -> tuple[Course, jax.Array | None]:
+    """The direction, from the iterates of CG or along negative curvature; and f(θ + d) where it is known already."""
+    one = jnp.ones((), at.loss.dtype)
+    if result.kept is None:
+        choice = last_iterate(result)
+    else:
+        choice = walk_back(result, result.kept, lambda d: at.loss_after(at.step(one, d)))
+    # CG ends with φ(d) = −bᵀd + ½ dᵀ(A + λM)d, so the quadratic forms follow without another product.
+    damped_form = 2 * (choice.model_value + optax.tree.vdot(at.rhs, choice.direction))
+    course = Course(choice.direction, damped_form.astype(at.loss.dtype), result.products, choice.evaluations)
+    if not at.operator.indefinite:
+        return course, choice.loss if bound is None else None
+
+    def damped(v: Any) -> jax.Array:
+        quadratic = at.operator.quadratic(optax.tree.cast_like(v, at.operator.example))
+        return quadratic + damping * at.metric_form(v)
+
+    def loss_along(direction: Any, damped_form: jax.Array) -> jax.Array:
+        return at.loss_after(at.step(at.longest(damped_form, bound), direction))
+
+    return follow(course, result, at.operator, damped, at.grad, at.loss, loss_along), None
