@@ -27,7 +27,7 @@ test-core: $(READY)
 	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" --ignore tests/experiments tests
 
 test-slow: $(READY)
-	$(RUN) -m pytest -m slow tests
+	$(RUN) -m pytest -n auto --maxprocesses 8 -m slow tests
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -43,6 +43,8 @@ def check_choices(curvature: Any, warm_start: Any, **choices: Any) -> None:
     if warm_start is None or callable(warm_start):
         return
     if not isinstance(warm_start, Real):
+        if hasattr(warm_start, "dtype"):  # an array, whose value may not be known yet
+            return
         raise TypeError(f"hessian_free: `warm_start` must be a number, a schedule or None, got {warm_start!r}.")
     if not 0 <= float(warm_start) <= 1:
         raise ValueError(f"hessian_free: `warm_start` must lie in [0, 1] or be None, got {warm_start}.")

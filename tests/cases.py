@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
@@ -142,6 +143,14 @@ CASES: dict[str, Callable[[], Case]] = {
     "rnn-squared": lambda: _flax(RNN(), _square, _series(), _reals(N, TIME), _weights(), l2=0.1),
     "two-heads": _two_heads,
 }
+
+# One of each model: what a test runs through that is about more than the formula of an operator.
+MODELS = ["mlp-softmax-integer", "cnn-softmax-integer", "rnn-softmax-integer", "two-heads"]
+
+# All of them, the further losses of the CNN and RNN in the slow tests: compiling is what takes the time.
+EACH = [
+    name if name in MODELS or name.startswith("mlp") else pytest.param(name, marks=pytest.mark.slow) for name in CASES
+]
 
 
 def dense_value(case: Case, params: Any = None) -> jax.Array:

@@ -33,6 +33,7 @@ def output(process: subprocess.Popen) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_steps_on_eight_devices_are_those_of_one():
     # One test, since the program compiles for most of a minute.
     report = json.loads(output(start("-m", "tests.sharded_steps", flags="--xla_force_host_platform_device_count=8")))

@@ -222,6 +222,7 @@ def test_the_signature_is_the_one_the_contract_fixes():
         "batch",
         "curvature_batch",
         "chunk_size",
+        "evaluation_batch",
     ]
     fields = "loss new_loss reduction_ratio damping cg_steps cg_stop step_size products accepted"
     assert set(fields.split()) <= set(hfopt.StepInfo._fields)

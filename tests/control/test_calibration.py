@@ -15,10 +15,9 @@ from tests.loops import CLASSICAL, run
 
 
 @pytest.mark.parametrize("initial", [1e-6, 1.0, 1e4])
-@pytest.mark.parametrize("name", ["mlp-softmax-integer", "cnn-softmax-integer"])
-def test_the_first_step_lands_in_the_band_wherever_the_search_begins(name, initial):
+def test_the_first_step_lands_in_the_band_wherever_the_search_begins(initial):
     rule = hfopt.calibrated_damping(hfopt.levenberg_marquardt(initial))
-    _, state, history = run(CLASSICAL(damping=rule), CASES[name](), 3)
+    _, state, history = run(CLASSICAL(damping=rule), CASES["mlp-softmax-integer"](), 3)
     first, second = history[0][1], history[1][1]
     assert 0.75 <= first.reduction_ratio <= 0.95
     assert first.products > second.products  # the trials are counted
@@ -77,7 +76,8 @@ def test_a_first_batch_that_is_not_finite_does_not_calibrate():
     # Nor does a gradient that is not finite, whatever the evaluation batch says.
     value_fn = case.objective.bind(bad.batch, evaluation_batch=case.batch)
     params, state = case.params, tx.init(case.params)
-    _, state = tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
+    update = jax.jit(lambda grad, state, f: tx.update(grad, state, params, value_fn=f))
+    _, state = update(jax.grad(value_fn)(params), state, value_fn)
     assert np.isfinite(state.info.loss)
     assert state.next_damping == pytest.approx(1.5)
 

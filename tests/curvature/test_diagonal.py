@@ -56,7 +56,7 @@ def test_squared_gradients_are_those_of_a_loop_over_examples(name, chunk_size):
         "mlp-softmax-unnormalised",
         "mlp-sigmoid",
         "mlp-half-squared",
-        "cnn-softmax-integer",
+        pytest.param("cnn-softmax-integer", marks=pytest.mark.slow),
         "rnn-squared",
         "two-heads",
     ],

@@ -9,12 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from tests.cases import CASES, Case, N, dense_gauss_newton, relative_error
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> Case:
-    return CASES[request.param]()
+from tests.cases import CASES, MODELS, N, dense_gauss_newton, relative_error
 
 
 def _vector(params):
@@ -22,11 +17,19 @@ def _vector(params):
     return unravel(jax.random.normal(jax.random.key(9), flat.shape))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
-def test_equals_the_hessian_of_the_linearised_model(case, chunk_size):
+@pytest.mark.parametrize(
+    ("name", "chunk_size"),
+    [(name, None) for name in CASES]
+    + [pytest.param(name, 3, marks=() if name in MODELS else pytest.mark.slow) for name in CASES],
+)
+def test_equals_the_hessian_of_the_linearised_model(name, chunk_size):
+    case = CASES[name]()
     operator = hfopt.gauss_newton(case.objective.bind(case.batch, chunk_size=chunk_size), case.params)
-    expected = dense_gauss_newton(case)
-    assert relative_error(operator.to_dense(), expected) < 1e-10
+    expected, dense = dense_gauss_newton(case), np.asarray(operator.to_dense())
+    assert relative_error(dense, expected) < 1e-10
+    # Symmetric, and positive semi-definite since all these losses are convex.
+    np.testing.assert_allclose(dense, dense.T, atol=1e-12 * abs(dense).max())
+    assert np.linalg.eigvalsh(dense).min() > -1e-12 * abs(dense).max()
     assert relative_error(operator.diagonal(), jnp.diag(expected)) < 1e-10
     v = _vector(case.params)
     flat = ravel_pytree(v)[0]
@@ -34,13 +37,9 @@ def test_equals_the_hessian_of_the_linearised_model(case, chunk_size):
     assert operator.quadratic_form(v) == pytest.approx(float(flat @ expected @ flat), rel=1e-10)
 
 
-def test_is_symmetric_and_positive_semidefinite_for_convex_losses(case):
-    dense = np.asarray(hfopt.gauss_newton(case.objective.bind(case.batch), case.params).to_dense())
-    np.testing.assert_allclose(dense, dense.T, atol=1e-12 * abs(dense).max())
-    assert np.linalg.eigvalsh(dense).min() > -1e-12 * abs(dense).max()
-
-
-def test_runs_under_jit_and_vmap(case):
+@pytest.mark.parametrize("name", MODELS)
+def test_runs_under_jit_and_vmap(name):
+    case = CASES[name]()
     value_fn = case.objective.bind(case.batch)
     dense = dense_gauss_newton(case)
     flat, unravel = ravel_pytree(case.params)

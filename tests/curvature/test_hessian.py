@@ -9,10 +9,10 @@ from jax.flatten_util import ravel_pytree
 
 import hfopt
 from hfopt.curvature import hessian
-from tests.cases import CASES, check_against_dense, dense_hessian, relative_error
+from tests.cases import CASES, EACH, check_against_dense, dense_hessian, relative_error
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_equals_the_hessian_of_the_flattened_objective(name):
     case = CASES[name]()
     check_against_dense(hessian, case, dense_hessian(case))

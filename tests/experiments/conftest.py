@@ -1,5 +1,6 @@
 """A problem small enough to train in a second, as the YAML a user would write."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ optimizers:
   adam: {epochs: 2, batches: {gradient: 64}, learning_rate: 1e-2}
   sgd: {steps: 5, learning_rate: 0.1, schedule: cosine, momentum: 0.9, nesterov: true}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Programs the tests start can be interrupted, also where a shell in the background lets these ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ def undisturbed(tmp_path_factory):
     return path, read_metrics(result.folder), result.summary, result.folder
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_metrics(undisturbed, tmp_path):
     path, rows, summary, _ = undisturbed
     folder = tmp_path / "small" / "hessian_free-seed0"

@@ -183,6 +183,7 @@ def test_seeds_share_what_is_compiled(swept):
     assert len(compiled) == 5  # two problems with SGD, three learning rates
 
 
+@pytest.mark.slow
 def test_killed_or_interrupted_a_sweep_leaves_no_worker_behind_and_continues(sweep_file, tmp_path):
     command = [sys.executable, "-m", "experiments", "sweep", str(sweep_file), "--runs-dir", str(tmp_path / "runs")]
     command += ["--jobs", "1"]
