@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import hfopt
-from hfopt import Stop
 from tests.cases import CASES, Case, dense_hessian
 from tests.loops import CLASSICAL, STYLES, run
 
@@ -24,7 +23,6 @@ def _saddle(start):
 def test_a_saddle_is_left_with_the_hessian(make, start):
     params, _, history = run(make(curvature=hfopt.hessian), _saddle(start), 50)
     assert 0.5 * (params[0] * params[1] - 1) ** 2 < 1e-12
-    assert any(info.cg_stop == Stop.NEGATIVE_CURVATURE and info.accepted for _, info in history)
     losses = [float(loss) for loss, _ in history]
     assert losses == sorted(losses, reverse=True)
 
