@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import hfopt
-from tests.cases import CASES, Case, dense_value
+from tests.cases import CASES, Case, dense_gauss_newton, dense_value
 from tests.loops import CLASSICAL, STYLES, run, train_step
 
 
@@ -118,19 +119,39 @@ def test_the_constants_of_kiros():
     assert factors == pytest.approx(expected[:-1])
 
 
+def test_the_warm_start_of_kiros_fades_ever_less():
+    case = CASES["mlp-softmax-integer"]()
+    decays = [0.5, 0.5, 0.505, 0.505, 0.51005, 0.51005]  # 0.5 · 1.01ᵉ, two steps an epoch
+    by_hand = hfopt.hessian_free(
+        solver=hfopt.cg(5),
+        damping=hfopt.levenberg_marquardt(1.0, increase=1 / 0.99, decrease=0.99),
+        trust_region=None,
+        line_search=hfopt.fixed_step(),
+        warm_start=lambda step: jnp.asarray(decays)[step],
+    )
+    expected, _, _ = run(by_hand, case, 6)
+    params, _, _ = run(hfopt.presets.kiros2013(steps_per_epoch=2), case, 6)
+    # The preset keeps its schedule in float32.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), params, expected)
+
+
 def test_the_stochastic_preset_anneals_its_bound_and_spends_a_fixed_number_of_iterations():
     case = CASES["mlp-softmax-integer"]()
     tx, steps = hfopt.presets.stochastic(10, radius=0.02, cg_steps=2), []
     params, state = case.params, tx.init(case.params)
     step = jax.jit(partial(train_step, tx, case.objective))
     for t in range(12):
+        curvature = np.asarray(dense_gauss_newton(case._replace(params=params)))
         new, state, _ = step(params, state, case.batch)
-        steps.append(float(optax.tree.norm(optax.tree.sub(new, params))))
+        moved = np.asarray(ravel_pytree(new)[0] - ravel_pytree(params)[0])
+        root = np.sqrt(ravel_pytree(state.metric.moment)[0])
+        metric = np.diag(np.maximum(root / root.mean(), 1e-3))
+        steps.append(0.5 * moved @ (curvature + 0.1 * metric) @ moved)
         params = new
         assert state.info.cg_steps == 2
-        bound = 0.02 * max(0, 1 - t / 10) ** 2
-        assert float(state.trust) == t + 1
-        assert state.info.step_size <= 1 or bound == 0
+    bounds = [0.02 * max(0, 1 - t / 10) ** 2 for t in range(12)]
+    assert all(size <= bound * (1 + 1e-6) for size, bound in zip(steps, bounds, strict=True))
+    np.testing.assert_allclose(steps[:3], bounds[:3], rtol=1e-6)  # here the bound is what ends the step
     assert min(steps[:9]) > 0
     assert steps[10:] == [0, 0]  # after the last step of the schedule nothing moves
 
