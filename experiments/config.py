@@ -1,6 +1,6 @@
 """What an experiment is: frozen dataclasses that mirror the YAML files of `configs/` key for key.
 
-Every field's annotation carries its range; `config_file.py` reads a file into these classes and turns what does
+Every field's annotation carries its range; `settings_file.py` reads a file into these classes and turns what does
 not fit into a message. A field without a default must be written in the file.
 """
 

@@ -1,46 +1,21 @@
-"""YAML file + command-line overrides -> `Config`, and back.
+"""YAML file + command-line overrides -> `Config`, and back."""
 
-The file is YAML 1.2 (1e-3 is a number, a key given twice is an error). An override is `dotted.key=value` with the
-value again in YAML; it replaces what the file says before anything is checked, so both are held to the same rules.
-"""
-
-import difflib
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML, YAMLError
+from pydantic import TypeAdapter
 
 from experiments.config import Config
-from experiments.errors import ConfigError
+from experiments.settings_file import load_settings, yaml
 
 _ADAPTER = TypeAdapter(Config)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads and checks one experiment.
-
-    Args:
-      path: a YAML file.
-      overrides: `dotted.key=value` strings, later ones win.
-
-    Raises:
-      ConfigError: the file cannot be read or does not describe an experiment. The message names the file or the
-        override, the dotted key, what is wrong, and for an unknown key the closest valid one.
-    """
-    settings = _read_mapping(Path(path))
-    for override in overrides:
-        _apply_override(settings, override)
-    try:
-        # Through JSON, where strict checking still takes a mapping for a section and a list for a tuple.
-        return _ADAPTER.validate_json(json.dumps(settings, default=str))
-    except ValidationError as error:
-        overridden = [override.partition("=")[0] for override in overrides]
-        raise ConfigError(_describe(error, str(path), settings, overridden)) from None
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, origin: str = "command line") -> Config:
+    """Reads and checks one experiment; arguments and errors are those of `load_settings`."""
+    return load_settings(_ADAPTER, Path(path), overrides, origin=origin)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -52,10 +27,10 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def dump_config(config: Config) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
     text = io.StringIO()
-    yaml = _yaml()
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment] # the order of the dataclasses
-    yaml.dump(config_to_dict(config), text)
+    writer = yaml()
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment] # the order of the dataclasses
+    writer.dump(config_to_dict(config), text)
     return text.getvalue()
 
 
@@ -68,132 +43,6 @@ def differing_keys(old: Config, new: Config) -> list[str]:
         for key in keys
         if flat_old.get(key) != flat_new.get(key)
     ]
-
-
-def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)  # the pure parser is the one that follows YAML 1.2
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        settings = _yaml().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; {path.parent} has: {', '.join(file.name for file in near)}" if near else ""
-        raise ConfigError(f"{path}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except YAMLError as error:
-        raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(settings).__name__}")
-    return settings
-
-
-def _yaml_problem(error: YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"line {mark.line + 1}: {problem}" if mark is not None else f"not valid YAML: {problem}"
-
-
-def _apply_override(settings: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    parts = key.split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"command line: expected dotted.key=value, got '{override}'")
-    try:
-        value = _yaml().load(text)
-    except YAMLError as error:
-        raise ConfigError(f"command line: {key}: '{text}' is not valid YAML: {_yaml_problem(error)}") from None
-    section = settings
-    for depth, part in enumerate(parts[:-1], start=1):
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
-            raise ConfigError(f"command line: {key}: '{'.'.join(parts[:depth])}' is a value, not a section")
-    section[parts[-1]] = value
-
-
-def _describe(error: ValidationError, path: str, settings: Mapping[str, Any], overridden: Sequence[str]) -> str:
-    """One line a key. The alternatives of a union ('full' or a number) are reported apart by pydantic: joined here."""
-    alternatives: dict[str, list[str]] = {}
-    values: dict[str, Any] = {}
-    for detail in error.errors():
-        key = ".".join(_key_path(detail, settings))
-        message, shows_value = _problem(detail)
-        alternatives.setdefault(key, []).append(message)
-        if shows_value:
-            values[key] = detail["input"]
-    lines = []
-    for key, messages in alternatives.items():
-        source = path
-        if any(f"{key}.".startswith(f"{override}.") for override in overridden):
-            source = "command line"
-        elif any(override.startswith(f"{key}.") for override in overridden):
-            source = f"{path} with the command line"  # the section came from both
-        where = f"{source}: {key}" if key else source
-        got = f", got {values[key]!r}" if key in values else ""
-        lines.append(f"{where}: {' or '.join(dict.fromkeys(messages))}{got}")
-    return "\n".join(lines)
-
-
-def _key_path(detail: ErrorDetails, settings: Any) -> list[str]:
-    """The keys a person wrote: pydantic's location without the names of union branches."""
-    names_a_key = detail["type"] in ("missing", "unexpected_keyword_argument")
-    location, path = detail["loc"], []
-    for depth, part in enumerate(location):
-        is_last = depth == len(location) - 1
-        if (isinstance(settings, dict) and part in settings) or isinstance(settings, list):
-            settings = settings[part]  # type: ignore[index]
-        elif not (names_a_key and is_last):
-            continue
-        path.append(str(part))
-    return path
-
-
-def _problem(detail: ErrorDetails) -> tuple[str, bool]:
-    """What is wrong, and whether showing the value helps."""
-    match detail["type"]:
-        case "unexpected_keyword_argument":
-            return _unknown_key(detail), False
-        case "missing":
-            return "missing, and it has no default", False
-        case "value_error":
-            return str(detail["ctx"]["error"]), False
-        case "dataclass_type":
-            return "should be a section (a mapping of settings)", True
-        case "union_tag_not_found":
-            near = difflib.get_close_matches("kind", [str(key) for key in detail["input"]], n=1)
-            return "missing its 'kind'" + (f"; did you mean 'kind' where it says '{near[0]}'?" if near else ""), False
-        case "union_tag_invalid":
-            return f"unknown kind {detail['ctx']['tag']!r}; valid: {detail['ctx']['expected_tags']}", False
-    return detail["msg"].removeprefix("Input ").replace("greater than or equal to", "at least"), True
-
-
-def _unknown_key(detail: ErrorDetails) -> str:
-    key = str(detail["loc"][-1])
-    valid = _valid_keys(detail["loc"][:-1])
-    closest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    suggestion = f"did you mean '{closest[0]}'? " if closest else ""
-    return f"unknown key; {suggestion}Valid here: {', '.join(valid)}"
-
-
-def _valid_keys(location: Sequence[int | str]) -> list[str]:
-    """Keys of the section that pydantic's `location` leads to, read off the JSON schema of `Config`."""
-    schema = _ADAPTER.json_schema()
-
-    def resolve(node: dict[str, Any]) -> dict[str, Any]:
-        for option in (node, *node.get("anyOf", ())):
-            if "$ref" in option:
-                return schema["$defs"][option["$ref"].rpartition("/")[2]]
-        return node
-
-    section = schema
-    for part in location:
-        branches = section.get("discriminator", {}).get("mapping", {})
-        section = resolve({"$ref": branches[part]} if part in branches else section["properties"][part])
-    return list(section["properties"])
 
 
 def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

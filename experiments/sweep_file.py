@@ -4,21 +4,20 @@ A cell of the sweep is one setting on one problem. Its runs differ in their seed
 experiment: the problem's configuration file with the overrides of the problem and of the setting.
 """
 
-import difflib
 import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from experiments.config import Config, HalfOpenFraction, OptimizerName, Section
-from experiments.config_file import _key_path, _problem, _read_mapping, load_config
+from experiments.config_file import load_config
 from experiments.errors import ConfigError
+from experiments.settings_file import load_settings
 
 Label = Annotated[str, Field(pattern=r"[A-Za-z0-9]")]  # its letters and digits become the name of a folder
 Value = int | float | str
@@ -130,24 +129,19 @@ class Cell(NamedTuple):
         if validation_fraction:
             overrides.append(f"problem.data.validation_fraction={validation_fraction}")
         try:
-            return load_config(self.problem.config, overrides).only(self.row.optimizer)
+            return load_config(self.problem.config, overrides, origin="sweep").only(self.row.optimizer)
         except ConfigError as error:
-            raise ConfigError(f"{self.title}, whose `set` and `tune` act as a command line: {error}") from None
+            raise ConfigError(f"{self.title}: {error}") from None
 
 
 def load_sweep(path: str | Path) -> Sweep:
     """Reads and checks a sweep; the paths of its configurations become relative to the current folder.
 
     Raises:
-      ConfigError: the file cannot be read or does not describe a sweep. The message names the dotted key, what is
-        wrong, and for an unknown key the closest valid one.
+      ConfigError: the file cannot be read or does not describe a sweep; the message is that of `load_settings`.
     """
     path = Path(path)
-    settings = _read_mapping(path)
-    try:
-        sweep = TypeAdapter(Sweep).validate_json(json.dumps(settings, default=str))
-    except ValidationError as error:
-        raise ConfigError(_describe(error, path, settings)) from None
+    sweep = load_settings(TypeAdapter(Sweep), path)
     located = tuple(replace(problem, config=str(path.parent / problem.config)) for problem in sweep.problems)
     return replace(sweep, problems=located)
 
@@ -163,29 +157,6 @@ def cells(sweep: Sweep) -> Iterator[Cell]:
 def short(key: str) -> str:
     """The last part of a dotted key."""
     return key.rpartition(".")[2]
-
-
-def _describe(error: ValidationError, path: Path, settings: dict) -> str:
-    """One line a mistake."""
-    lines = []
-    for detail in error.errors():
-        key = ".".join(_key_path(detail, settings))
-        if detail["type"] == "unexpected_keyword_argument":
-            message, shows_value = _unknown_key(detail), False
-        else:
-            message, shows_value = _problem(detail)
-        got = f", got {detail['input']!r}" if shows_value else ""
-        lines.append(f"{path}: {key}: {message}{got}" if key else f"{path}: {message}{got}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _unknown_key(detail: ErrorDetails) -> str:
-    *section, key = map(str, detail["loc"])
-    sections = {"problems": ProblemChoice, "rows": Setting}
-    valid = [field.name for field in fields(sections[section[0]] if section else Sweep)]
-    closest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    suggestion = f"did you mean '{closest[0]}'? " if closest else ""
-    return f"unknown key; {suggestion}Valid here: {', '.join(valid)}"
 
 
 def _require_distinct(what: str, values: Sequence[object]) -> None:
