@@ -2,7 +2,7 @@
 
     <runs>/<name>/<optimizer>-seed<k>[-n]/
       config.yaml       the whole configuration, defaults and overrides included
-      environment.json  versions, device, and a fingerprint of the data
+      environment.json  versions, device, and fingerprints of the data and of the source
       metrics.jsonl     one JSON object a line: step 0, then every step; NaN and infinities as strings
       checkpoints/      parameters, optimizer state and accounts (Orbax)
       summary.json      written last: a folder without it is an unfinished run
@@ -12,6 +12,7 @@ A checkpoint is saved after the metrics up to its step have reached the disk. Re
 and drops the later lines of metrics, which are then computed again.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+import experiments
+import hfopt
 from experiments.config import Config
 from experiments.config_file import differing_keys, dump_config, load_config
 from experiments.errors import RunError
@@ -98,6 +101,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
         "devices": jax.device_count(),
         "x64": bool(jax.config.read("jax_enable_x64")),
         "packages": {name: version(name) for name in _PACKAGES},
+        "source": _source_fingerprint(),
         "data": {
             "training_examples": len(dataset.train),
             "test_examples": len(dataset.test),
@@ -105,6 +109,16 @@ def environment(dataset: Dataset) -> dict[str, Any]:
             "sha256": dataset.fingerprint(),
         },
     }
+
+
+def _source_fingerprint() -> str:
+    """12 hexadecimal digits that change with any line of `hfopt` or `experiments`."""
+    digest = hashlib.sha256()
+    for package in (hfopt, experiments):
+        root = Path(package.__path__[0])
+        for file in sorted(root.rglob("*.py")):
+            digest.update(f"{root.name}/{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class MetricsFile:

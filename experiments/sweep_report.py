@@ -23,7 +23,7 @@ def report(settings: Sweep, lines: Sequence[Line], *, runs: Path, console: Conso
     if not console.is_terminal:  # where no window bounds the lines
         console = Console(file=console.file, quiet=console.quiet, width=_WIDTH)
     console.print(_table(settings, lines))
-    for warning in _warnings(lines):
+    for warning in [*_edges(lines), *_mixture(lines)]:
         console.print(warning, style="yellow", highlight=False, soft_wrap=True)
     path = runs / settings.name / "table.md"
     path.write_text(markdown(settings, lines), encoding="utf-8")
@@ -49,9 +49,9 @@ def markdown(settings: Sweep, lines: Sequence[Line]) -> str:
             "## Tuning",
             _grid(("problem", "setting", f"median {settings.tune_by.replace('_', ' ')}"), rows),
             f"Over the seeds {_listed(settings.tuning_seeds)}{held_out}; the least is chosen.",
-            *_warnings(lines),
+            *_edges(lines),
         ]
-    return "\n\n".join([*parts, "## Versions", *_versions(lines)]) + "\n"
+    return "\n\n".join([*parts, "## Versions", *_versions(lines), *_mixture(lines)]) + "\n"
 
 
 def _table(settings: Sweep, lines: Sequence[Line]) -> Table:
@@ -73,8 +73,8 @@ def _name(line: Line) -> str:
     return f"{line.cell.row.label} ({line.cell.chosen})" if line.cell.values else line.cell.row.label
 
 
-def _warnings(lines: Sequence[Line]) -> list[str]:
-    """One for each number that was tuned to an edge of what was tried."""
+def _edges(lines: Sequence[Line]) -> list[str]:
+    """One warning for each number that was tuned to an edge of what was tried."""
     cells = [line.cell for line in lines]
     edges = [(cell, edge) for cell in cells for edge in cell.edges()]
     return [f"Warning: {cell.problem.label}, {cell.row.label}: {edge}; extend the grid" for cell, edge in edges]
@@ -113,14 +113,25 @@ def _scores(line: Line) -> str:
 
 
 def _versions(lines: Sequence[Line]) -> list[str]:
-    """A paragraph for each environment that runs were made in: more than one if some are reused from earlier."""
+    """A paragraph for each environment that the runs of the table were made in."""
     environments = (read_json(result.folder / "environment.json") for line in lines for result in line.results)
     described = [
         f"Python {found['python']}, {', '.join(f'{name} {version}' for name, version in found['packages'].items())}, "
-        f"on {found['device']} ({found['system']}, {found['architecture']})"
+        f"source {found.get('source', 'unknown')}, on {found['device']} ({found['system']}, {found['architecture']})"
         for found in environments
     ]
     return list(dict.fromkeys(described))
+
+
+def _mixture(lines: Sequence[Line]) -> list[str]:
+    """A warning where finished runs of earlier code or packages were reused beside new ones."""
+    count = len(_versions(lines))
+    if count == 1:
+        return []
+    return [
+        f"Warning: these runs were made in {count} environments, since finished runs are reused whatever made them; "
+        "delete their folders to make them anew"
+    ]
 
 
 def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

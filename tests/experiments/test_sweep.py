@@ -61,11 +61,13 @@ def in_this_process(jobs, compiled):
     yield Pool()
 
 
-def untrained(losses):
-    """Stands in for `run` where no training is needed: losses(config) is what the summary holds."""
+def untrained(losses, source_changes_at=None):
+    """Stands in for `run` where no training is needed: losses(config) is what the summary holds; one seed may have been
+    run by older code."""
     found = {"python": "3", "packages": {}, "device": "none", "system": "none", "architecture": "none"}
 
     def run(config, *, runs, **arguments):
+        found["source"] = "older" if config.seed == source_changes_at else "newer"
         folder = runs / config.name / f"seed{config.seed}"
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text('{"step": 0, "train_loss": 2.0}\n')
@@ -80,7 +82,7 @@ def untrained(losses):
 def stand_in(monkeypatch):
     """Call it with `losses` of `untrained`: sweeps then train nothing, and start no process."""
     monkeypatch.setattr(module, "_workers", in_this_process)
-    return lambda losses: monkeypatch.setattr(module, "run", untrained(losses))
+    return lambda losses, **older: monkeypatch.setattr(module, "run", untrained(losses, **older))
 
 
 @pytest.fixture
@@ -170,6 +172,15 @@ def test_a_second_sweep_reuses_every_run_and_one_worker_gives_the_same_table(swe
     again = sweep(settings, runs=runs, console=Console(quiet=True), jobs=1)
     assert markdown(settings, again) == markdown(settings, lines)
     assert times(runs) == before
+
+
+@pytest.mark.parametrize("older", [None, 1])
+def test_a_table_of_runs_by_different_code_says_so(stand_in, sweep_file, tmp_path, capsys, older):
+    stand_in(lambda config: {"train_loss": 1.0}, source_changes_at=older)
+    assert main(["sweep", str(sweep_file), "--runs-dir", str(tmp_path / "runs")]) == 0
+    warning = "these runs were made in 2 environments"
+    table = (tmp_path / "runs" / "tiny" / "table.md").read_text()
+    assert (warning in capsys.readouterr().out) == (warning in table) == (older is not None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are bound to cores on Linux alone")
@@ -294,7 +305,7 @@ def test_a_worker_that_dies_names_what_it_ran(sweep_file, tmp_path, console, mon
         ("[MLP]", "[MPL]", "row 'Adam' is for problem 'MPL', which is not among ['MLP', 'wide']"),
         ("tuning_seeds: [100]\n", "", "a row has `tune`, so tuning_seeds are needed"),
         ("tune_by: train_loss\n", "", "tune_by: validation_loss needs a validation_fraction above 0"),
-        ("problem.l2=0", "problem.l3=0", "MLP: Adam (learning_rate 1e-05), whose `set`"),
+        ("problem.l2=0", "problem.l3=0", "MLP: Adam (learning_rate 1e-05): sweep: problem.l3: unknown key"),
         ("adam.learning_rate: [", "adam.lerning_rate: [", "lerning_rate: unknown key; did you mean 'learning_rate'?"),
         ("config: small.yaml", "config: smal.yaml", "smal.yaml: no such file"),
     ],
