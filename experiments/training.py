@@ -157,7 +157,8 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
     """The jitted step (state, data, rows) -> (state, report).
 
     data: (images, targets) of the whole training set. rows: `Rows` of it. report: scalars, `loss` (the objective on the
-    gradient's batch, before the step) and what the optimizer tells. The state's buffers are donated.
+    gradient's batch, before the step) and what the optimizer tells; the loss it compares its `new_loss` with is
+    `evaluation_loss` where there is an evaluation batch. The state's buffers are donated.
     """
     objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2)
 
@@ -175,10 +176,10 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
         updates, opt_state = optimizer.transformation.update(
             grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
         )
-        return TrainState(optax.apply_updates(params, updates), opt_state), {
-            **optimizer.report(opt_state),
-            "loss": value,
-        }
+        report = optimizer.report(opt_state)
+        if rows.evaluation is not None and "loss" in report:
+            report["evaluation_loss"] = report["loss"]
+        return TrainState(optax.apply_updates(params, updates), opt_state), {**report, "loss": value}
 
     return train_step
 

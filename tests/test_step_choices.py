@@ -140,7 +140,7 @@ def test_the_stochastic_preset_anneals_its_bound_and_spends_a_fixed_number_of_it
     tx, steps = hfopt.presets.stochastic(10, radius=0.02, cg_steps=2), []
     params, state = case.params, tx.init(case.params)
     step = jax.jit(partial(train_step, tx, case.objective))
-    for t in range(12):
+    for _ in range(12):
         curvature = np.asarray(dense_gauss_newton(case._replace(params=params)))
         new, state, _ = step(params, state, case.batch)
         moved = np.asarray(ravel_pytree(new)[0] - ravel_pytree(params)[0])

@@ -195,11 +195,18 @@ def test_a_step_is_judged_on_the_evaluation_batch(plan, evaluation):
     gradient, curvature, drawn = plan.batches.rows(0)
     judged = {"same": gradient, "curvature": gradient[curvature], "30": drawn}[evaluation]
     *_, last = train(plan)
-    layer, train_set = last.state.params["Dense_0"], plan.problem.dataset.train
-    theta = np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64)
+    train_set = plan.problem.dataset.train
+
+    def loss(params, rows):
+        theta = [np.asarray(params["Dense_0"][name], np.float64) for name in ("kernel", "bias")]
+        value, _ = linear_gradient(theta, train_set.images[rows], train_set.labels[rows], l2=0.01)
+        return pytest.approx(value, rel=1e-5)
+
+    before = plan.initial_state().params
     assert last.row["accepted"]
-    expected, _ = linear_gradient(theta, train_set.images[judged], train_set.labels[judged], l2=0.01)
-    assert last.row["new_loss"] == pytest.approx(expected, rel=1e-5)
+    assert last.row["loss"] == loss(before, gradient)
+    assert last.row.get("evaluation_loss", last.row["loss"]) == loss(before, judged)
+    assert last.row["new_loss"] == loss(last.state.params, judged)
 
 
 def test_first_order_methods_spend_no_products(plan):
