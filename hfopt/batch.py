@@ -67,7 +67,7 @@ def as_batch(batch: Any, argument: str) -> Batch:
     return batch
 
 
-def size(batch: Batch | Examples) -> int:
+def size(batch: Any) -> int:
     """N, the number of examples."""
     return jnp.shape(jax.tree.leaves(batch)[0])[0]
 
@@ -91,13 +91,36 @@ def chunks(rows: Examples, chunk_size: int | None) -> Examples:
     """
     count = size(rows)
     number = 1 if chunk_size is None else -(-count // chunk_size)
-    length = -(-count // number)
-    missing = number * length - count
-    if missing:
-        # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
-        rows = jax.tree.map(lambda x: jnp.concatenate([x, x[:missing]]), rows)
-        rows = rows._replace(coefficients=rows.coefficients.at[count:].set(0))
-    return optax.microbatching.reshape_batch_axis(jax.tree.map(jnp.asarray, rows), length)
+    filled = _filled(rows, number)
+    if size(filled) > count:
+        filled = filled._replace(coefficients=filled.coefficients.at[count:].set(0))
+    return _split(filled, number)
+
+
+def in_chunks(function: Callable[[Any], Any], chunk_size: int) -> Callable[[Any], Any]:
+    """``function`` of a pytree with a leading axis, evaluated at most ``chunk_size`` rows at a time: the same outputs,
+    row by row, if the function treats every row on its own."""
+
+    def evaluate(inputs: Any) -> Any:
+        count = size(inputs)
+        number = -(-count // chunk_size)
+        outputs = jax.lax.map(function, _split(_filled(inputs, number), number))
+        # The inverse of the split; the repeated rows are the last.
+        return jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1).reshape(-1, *z.shape[2:])[:count], outputs)
+
+    return evaluate
+
+
+def _filled(rows: Any, number: int) -> Any:
+    """The rows, with some of the first repeated at the end so that ``number`` chunks are of equal length."""
+    missing = -size(rows) % number
+    # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
+    return rows if missing == 0 else jax.tree.map(lambda x: jnp.concatenate([x, x[:missing]]), rows)
+
+
+def _split(rows: Any, number: int) -> Any:
+    """(n, …) -> (number, n / number, …): chunk j has the rows j, j + number, …"""
+    return optax.microbatching.reshape_batch_axis(jax.tree.map(jnp.asarray, rows), size(rows) // number)
 
 
 def sum_over_chunks(function: Callable[[Examples], Any], rows: Examples) -> Any:

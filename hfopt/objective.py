@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import optax
 from hfopt.batch import Batch, Examples, as_batch, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.losses import Loss, mean_loss
+
+Memory = Literal["auto", "keep", "recompute"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ class Objective:
         return hash((self.predict, self.loss, self.l2, self.precision))
 
     def bind(
-        self, batch: Any, curvature_batch: Any = None, chunk_size: int | None = None, evaluation_batch: Any = None
+        self,
+        batch: Any,
+        curvature_batch: Any = None,
+        chunk_size: int | None = None,
+        evaluation_batch: Any = None,
+        memory: Memory = "auto",
     ) -> "ValueFn":
         """Join the objective with data.
 
@@ -83,22 +90,29 @@ class Objective:
             ``None``: those of ``batch``.
           chunk_size: the most examples to evaluate at once. Memory is then bounded by one chunk; values, gradients
             and products are the same sums. ``None``: all at once.
+          memory: what chunked products do with the residuals of the forward pass, which grow with the number of
+            examples. ``"keep"``: keep them, and products cost what they cost unchunked; ``"recompute"``: run every
+            chunk's forward pass again in each product, so that memory is bounded by one chunk; ``"auto"``: keep them
+            while those of all examples together take at most 1 GiB.
 
         Returns:
           A `ValueFn`: ``value_fn(params)`` is the objective on the batch. It is a pytree whose leaves are the data,
           so a new batch of the same shapes does not recompile a jitted function that takes it.
 
         Raises:
-          ValueError: see `hfopt.batch.as_batch`; or ``chunk_size`` is not a positive integer.
+          ValueError: see `hfopt.batch.as_batch`; or ``chunk_size`` is not a positive integer, or ``memory`` none of
+            the three.
         """
         if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise ValueError(f"Objective.bind: `chunk_size` must be a positive integer or None, got {chunk_size!r}.")
+        if memory not in get_args(Memory):
+            raise ValueError(f"Objective.bind: `memory` must be one of {get_args(Memory)}, got {memory!r}.")
         batch = as_batch(batch, "batch")
         if curvature_batch is not None:
             curvature_batch = as_batch(curvature_batch, "curvature_batch")
         if evaluation_batch is not None:
             evaluation_batch = as_batch(evaluation_batch, "evaluation_batch")
-        return ValueFn(self, batch, curvature_batch, evaluation_batch, chunk_size)
+        return ValueFn(self, batch, curvature_batch, evaluation_batch, chunk_size, memory)
 
     def matmul_precision(self) -> AbstractContextManager[Any]:
         """The context in which value, gradient and products are traced."""
@@ -126,7 +140,7 @@ class Objective:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["batch", "curvature_batch", "evaluation_batch"],
-    meta_fields=["objective", "chunk_size"],
+    meta_fields=["objective", "chunk_size", "memory"],
 )
 @dataclass(frozen=True, eq=False)
 class ValueFn:
@@ -141,6 +155,7 @@ class ValueFn:
     curvature_batch: Batch | None
     evaluation_batch: Batch | None
     chunk_size: int | None
+    memory: Memory
 
     @property
     def averaged(self) -> Batch:
@@ -152,7 +167,7 @@ class ValueFn:
         """The objective on the evaluation batch, by which steps are judged; this very function when there is none."""
         if self.evaluation_batch is None:
             return self
-        return ValueFn(self.objective, self.evaluation_batch, None, None, self.chunk_size)
+        return ValueFn(self.objective, self.evaluation_batch, None, None, self.chunk_size, self.memory)
 
     def __call__(self, params: Any) -> jax.Array:
         """f(params), a scalar. Differentiable in ``params``."""

@@ -5,6 +5,7 @@ and ``hessian``, weighted means written out.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -201,7 +202,8 @@ def check_against_dense(operator: Callable[[Any, Any], hfopt.Operator], case: Ca
 
     @jax.jit  # one compilation for everything
     def evaluate(v: Any) -> Any:
-        whole, chunked = (operator(case.objective.bind(case.batch, chunk_size=size), case.params) for size in (None, 3))
+        bind = partial(case.objective.bind, case.batch, memory="recompute")
+        whole, chunked = (operator(bind(chunk_size=size), case.params) for size in (None, 3))
         return whole.to_dense(), chunked @ v, whole.quadratic_form(v), chunked.quadratic_form(v)
 
     dense, product, *forms = evaluate(unravel(flat))

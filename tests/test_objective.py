@@ -117,6 +117,10 @@ def _bind(*args, predict=lambda p, x: x @ p, loss=optax.squared_error, **options
         (lambda: _bind((None, None)), "holds no arrays"),
         (lambda: _bind((X, 3.0)), "`targets` in `batch` is a scalar; every leaf needs a leading batch axis"),
         (lambda: _bind((X, Y), chunk_size=0), "`chunk_size` must be a positive integer or None, got 0"),
+        (
+            lambda: _bind((X, Y), memory="little"),
+            r"`memory` must be one of \('auto', 'keep', 'recompute'\), got 'little'",
+        ),
         (lambda: _bind((X, Y), loss=lambda z, y: jnp.mean(z))(jnp.ones((2, 2))), "`loss` returned a scalar; it must"),
         (lambda: _bind((X, Y), loss=lambda z, y: z.sum(0))(jnp.ones((2, 2))), r"returned shape \(2,\) for 4 examples"),
         (lambda: _bind((X, Y), loss=lambda z, y: (z > 0)[:, 0])(jnp.ones((2, 2))), "must return floating values"),

@@ -5,31 +5,35 @@ own matrix. Its file says what A_i is; this one sums, adds the penalty, and keep
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples, chunks, examples, sum_over_chunks
+from hfopt.batch import Examples, chunks, examples, in_chunks, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.operator import Operator
-from hfopt.objective import ValueFn
+from hfopt.objective import Objective, ValueFn
 
 # v ↦ Σ c_i A_i v, and v ↦ Σ c_i vᵀ A_i v
 Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
 
+KEPT_RESIDUALS = 2**30  # bytes; above it, memory="auto" recomputes
+
 
 def average(
-    value_fn: ValueFn, params: Any, products: Callable[[Examples], Products], indefinite: bool = False
+    value_fn: ValueFn, params: Any, products: Callable[[Objective, Examples], Products], indefinite: bool = False
 ) -> Operator:
     """I/C + Σ c_i A_i over the curvature batch of ``value_fn``.
 
     Args:
       value_fn: from `Objective.bind`.
       params: a pytree of floating arrays.
-      products: rows -> the product and the quadratic form of Σ c_i A_i over these rows. Called once for the whole
-        batch; for a chunked one, once a chunk inside every product.
+      products: objective, rows -> the product and the quadratic form of Σ c_i A_i over these rows. Called once for the
+        whole batch, with a model that runs chunk by chunk where the batch is chunked; to save the memory of the
+        residuals, once a chunk inside every product.
       indefinite: see `Operator`.
 
     Raises:
@@ -39,19 +43,22 @@ def average(
     check_params(params)
     objective = value_fn.objective
     batch = value_fn.averaged
-    rows = chunks(examples(batch), value_fn.chunk_size)
+    rows = examples(batch)
 
     def quadratic_form(v: Any) -> jax.Array:
         with objective.matmul_precision():  # traced at the call, after the block below
             return canonical(quadratic)(v)
 
     with objective.matmul_precision():
-        if value_fn.is_chunked(batch):
-            # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
-            product = lambda v: sum_over_chunks(lambda chunk: products(chunk)[0](v), rows)  # noqa: E731
-            quadratic = lambda v: sum_over_chunks(lambda chunk: products(chunk)[1](v), rows)  # noqa: E731
+        if not value_fn.is_chunked(batch):
+            product, quadratic = products(objective, rows)
+        elif _keeps_residuals(value_fn, params):
+            product, quadratic = products(_in_chunks(objective, value_fn.chunk_size), rows)
         else:
-            product, quadratic = products(jax.tree.map(lambda x: x[0], rows))
+            # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
+            pieces = chunks(rows, value_fn.chunk_size)
+            product = lambda v: sum_over_chunks(lambda piece: products(objective, piece)[0](v), pieces)  # noqa: E731
+            quadratic = lambda v: sum_over_chunks(lambda piece: products(objective, piece)[1](v), pieces)  # noqa: E731
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
         product = specialize(product, params)
 
@@ -63,6 +70,31 @@ def average(
         regularised_quadratic = lambda v: quadratic_form(v) + 2 * objective.penalty(v)  # noqa: E731
     example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return Operator(regularised_product, regularised_quadratic, example, indefinite)
+
+
+def _in_chunks(objective: Objective, chunk_size: Any) -> Objective:
+    """The same objective with a model that runs chunk by chunk."""
+    return replace(
+        objective, predict=lambda params, x: in_chunks(lambda y: objective.predict(params, y), chunk_size)(x)
+    )
+
+
+def _keeps_residuals(value_fn: ValueFn, params: Any) -> bool:
+    if value_fn.memory != "auto":
+        return value_fn.memory == "keep"
+    batch = value_fn.averaged
+    return size(batch) * _residual_bytes(value_fn.objective, params, batch.inputs) <= KEPT_RESIDUALS
+
+
+def _residual_bytes(objective: Objective, params: Any, inputs: Any) -> int:
+    """What the backward pass of one more example keeps of the forward pass; parameters it keeps do not count."""
+
+    def kept(examples: int) -> int:
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *jnp.shape(x)[1:]), jnp.result_type(x)), inputs)
+        pullback = jax.eval_shape(lambda p, x: jax.vjp(lambda q: objective.predict(q, x), p)[1], params, rows)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+
+    return kept(2) - kept(1)
 
 
 def check_value_fn(value_fn: Any) -> None:

@@ -1,5 +1,7 @@
 """The Gauss-Newton operator against dense matrices from an independent route."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
+from hfopt.curvature import average
 from tests.cases import CASES, MODELS, N, dense_gauss_newton, relative_error
 
 
@@ -18,13 +21,18 @@ def _vector(params):
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk_size"),
-    [(name, None) for name in CASES]
-    + [pytest.param(name, 3, marks=() if name in MODELS else pytest.mark.slow) for name in CASES],
+    ("name", "chunk_size", "memory"),
+    [(name, None, "auto") for name in CASES]
+    + [
+        pytest.param(name, 3, memory, marks=() if name in MODELS else pytest.mark.slow)
+        for name in CASES
+        for memory in ("keep", "recompute")
+    ],
 )
-def test_equals_the_hessian_of_the_linearised_model(name, chunk_size):
+def test_equals_the_hessian_of_the_linearised_model(name, chunk_size, memory):
     case = CASES[name]()
-    operator = hfopt.gauss_newton(case.objective.bind(case.batch, chunk_size=chunk_size), case.params)
+    value_fn = case.objective.bind(case.batch, chunk_size=chunk_size, memory=memory)
+    operator = hfopt.gauss_newton(value_fn, case.params)
     expected, dense = dense_gauss_newton(case), np.asarray(operator.to_dense())
     assert relative_error(dense, expected) < 1e-10
     # Symmetric, and positive semi-definite since all these losses are convex.
@@ -35,6 +43,44 @@ def test_equals_the_hessian_of_the_linearised_model(name, chunk_size):
     flat = ravel_pytree(v)[0]
     assert relative_error(operator @ v, expected @ flat) < 1e-10
     assert operator.quadratic_form(v) == pytest.approx(float(flat @ expected @ flat), rel=1e-10)
+
+
+@pytest.mark.parametrize("operator", [hfopt.gauss_newton, hfopt.hessian, hfopt.empirical_fisher])
+def test_kept_residuals_change_no_operator(operator):
+    case = CASES["cnn-softmax-integer"]()
+    v = _vector(case.params)
+
+    @jax.jit
+    def products(params):
+        bind = partial(case.objective.bind, case.batch)
+        chunked = [bind(chunk_size=size, memory="keep") for size in (3, 4)]
+        return [(A @ v, A.quadratic_form(v)) for A in (operator(f, params) for f in (bind(), *chunked))]
+
+    whole, *kept = products(case.params)
+    for product in kept:
+        assert relative_error(product, whole) < 1e-10
+
+
+def test_residuals_are_kept_while_they_are_few(monkeypatch):
+    case = CASES["mlp-squared"]()
+
+    def program(memory):
+        value_fn = case.objective.bind(case.batch, chunk_size=3, memory=memory)
+        return str(jax.make_jaxpr(lambda params: hfopt.gauss_newton(value_fn, params) @ params)(case.params))
+
+    assert program("keep") != program("recompute")
+    assert program("auto") == program("keep")
+    monkeypatch.setattr(average, "KEPT_RESIDUALS", 0)
+    assert program("auto") == program("recompute")
+
+
+def test_residuals_are_counted_for_every_example():
+    """Two dense layers with relu: relu keeps its input, the second layer its own, of 5 values each."""
+    predict = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]  # noqa: E731
+    objective = hfopt.Objective(predict, optax.squared_error)
+    params = jnp.ones((3, 5)), jnp.ones((5, 2))
+    kept = average._residual_bytes(objective, params, jnp.ones((7, 3)))
+    assert 5 * 8 <= kept <= 4 * 5 * 8  # at least the hidden values, and no parameters: those are 25 · 8 bytes
 
 
 @pytest.mark.parametrize("name", MODELS)
