@@ -47,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         console=console,
         data_dir=arguments.data_dir,
         resume=arguments.resume,
+        devices=arguments.devices,
     )
     summary = result.summary
     console.print(
@@ -67,6 +68,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         console=Console(),
         data_dir=arguments.data_dir,
         resume=arguments.resume,
+        devices=arguments.devices,
     )
     return 1 if any(result.diverged for result in results) else 0
 
@@ -85,7 +87,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from experiments.benchmarks import main as bench  # imported late: training needs none of it
+    from experiments.benchmarks.command import main as bench  # imported late: training needs none of it
 
     return bench(arguments.rest) or 0
 
@@ -124,12 +126,17 @@ def _parser() -> argparse.ArgumentParser:
     resuming = argparse.ArgumentParser(add_help=False)
     resuming.add_argument("--resume", action="store_true", help="continue the latest run of the same configuration")
 
-    one = commands.add_parser("run", parents=[settings, places, resuming], help="train with one optimizer")
+    sharing = argparse.ArgumentParser(add_help=False)
+    sharing.add_argument(
+        "--devices", metavar="N", type=_positive, help="split every batch over N devices; on CPU they are simulated"
+    )
+
+    one = commands.add_parser("run", parents=[settings, places, resuming, sharing], help="train with one optimizer")
     one.add_argument("--optimizer", help=f"shorthand for --set optimizer=…: {', '.join(_OPTIMIZERS)}")
     one.set_defaults(command=_run)
 
     several = commands.add_parser(
-        "compare", parents=[settings, places, resuming], help="train with several, one table and figure"
+        "compare", parents=[settings, places, resuming, sharing], help="train with several, one table and figure"
     )
     several.add_argument("--optimizers", metavar="NAME", nargs="+", help="which (default: all that CONFIG configures)")
     several.set_defaults(command=_compare)

@@ -31,6 +31,7 @@ def compare(
     console: Console,
     data_dir: str | None = None,
     resume: bool = False,
+    devices: int | None = None,
 ) -> list[Result]:
     """Runs each optimizer (None: all that the file has settings for), prints one table and writes two files.
 
@@ -45,7 +46,10 @@ def compare(
     for name in chosen:
         if name not in configured:
             raise ConfigError(f"optimizers.{name} is missing from this configuration (it has {', '.join(configured)})")
-    results = [run(config.only(name), runs=runs, console=console, data_dir=data_dir, resume=resume) for name in chosen]
+    results = [
+        run(config.only(name), runs=runs, console=console, data_dir=data_dir, resume=resume, devices=devices)
+        for name in chosen
+    ]
 
     console.print(_table(config, results))
     stem = runs / config.name / f"comparison-seed{config.seed}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments.batches import Batching, total_steps
@@ -15,6 +16,7 @@ from experiments.display import display
 from experiments.errors import ExperimentError
 from experiments.figures import draw_run
 from experiments.optimizers import build_optimizer
+from experiments.placement import mesh_of
 from experiments.problems.problem import Problem, build_problem
 from experiments.recording import create_run, find_run, opened, read_metrics, read_summary, write_summary
 from experiments.training import Accounts, Plan, Row, has_diverged, train
@@ -32,7 +34,15 @@ class Result:
         return self.summary["status"] == "diverged"
 
 
-def run(config: Config, *, runs: Path, console: Console, data_dir: str | None = None, resume: bool = False) -> Result:
+def run(
+    config: Config,
+    *,
+    runs: Path,
+    console: Console,
+    data_dir: str | None = None,
+    resume: bool = False,
+    devices: int | None = None,
+) -> Result:
     """Trains with the configured optimizer and records it in a run folder.
 
     Args:
@@ -42,13 +52,15 @@ def run(config: Config, *, runs: Path, console: Console, data_dir: str | None = 
       data_dir: the root of the data sets; see `problems/storage.py`.
       resume: continue the latest run of this configuration from its last checkpoint. A finished one is returned as it
         is; if there is none, a new one begins.
+      devices: how many share every batch; None: one.
 
     Raises:
       ExperimentError: the configuration, the data or the run folder does not allow it; the message says what to do.
     """
     config = config.only(config.optimizer)
+    mesh = None if devices is None else mesh_of(devices)  # before anything asks JAX for its devices
     problem = build_problem(config.problem, data_dir)
-    plan = build_plan(config, problem)
+    plan = build_plan(config, problem, mesh)
 
     folder = find_run(runs, config, problem.dataset) if resume else None
     if folder is not None and (summary := read_summary(folder)) is not None:
@@ -77,7 +89,7 @@ def run(config: Config, *, runs: Path, console: Console, data_dir: str | None = 
     return result
 
 
-def build_plan(config: Config, problem: Problem) -> Plan:
+def build_plan(config: Config, problem: Problem, mesh: Mesh | None = None) -> Plan:
     """What the configured optimizer will do on this problem.
 
     Raises:
@@ -93,6 +105,7 @@ def build_plan(config: Config, problem: Problem) -> Plan:
         steps=steps,
         seed=config.seed,
         recording=config.recording,
+        mesh=mesh,
     )
 
 

@@ -14,13 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 import hfopt
 from experiments import config
 from experiments.batches import Batching, Rows
 from experiments.optimizers import Optimizer
+from experiments.placement import Share, split
 from experiments.problems.dataset import Examples
 from experiments.problems.problem import Params, Problem
+from hfopt import sharding
 
 Row = dict[str, Any]  # one line of metrics.jsonl: names -> numbers, strings or booleans
 
@@ -80,6 +83,16 @@ class Plan:
     steps: int
     seed: int
     recording: config.Recording
+    mesh: Mesh | None = None  # of the devices that share every batch; None: one device
+
+    def rows(self, step: int) -> Rows:
+        """The batches of a step, as numbers of rows, where they are to be computed with."""
+        rows = self.batches.rows(step)
+        return rows if self.mesh is None else split(rows, self.batches.examples, self.mesh)
+
+    def everywhere(self, tree: Any) -> Any:
+        """``tree``, whole on every device."""
+        return tree if self.mesh is None else sharding.replicate(tree, self.mesh)
 
     def initial_state(self) -> TrainState:
         params = self.problem.init(self.seed)
@@ -105,15 +118,15 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
       the first that diverged.
     """
     problem = plan.problem
-    data = _on_device(problem, problem.dataset.train)
+    data = plan.everywhere(_on_device(problem, problem.dataset.train))
     evaluation: Row
     evaluate = _evaluator(plan, data)
     if start is None:
-        state, accounts = plan.initial_state(), Accounts()
+        state, accounts = plan.everywhere(plan.initial_state()), Accounts()
         evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
         yield Moment(_row(plan, accounts) | evaluation, state, accounts)
     else:
-        state, accounts = start
+        state, accounts = plan.everywhere(start[0]), start[1]
 
     train_step = make_train_step(problem, plan.optimizer, plan.chunk_size)
     compiled, compiled_for = None, None  # for the present sizes alone: earlier ones never come back
@@ -121,10 +134,10 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
         sizes = plan.batches.sizes(accounts.steps)
         if compiled is None or sizes != compiled_for:
             began = time.perf_counter()
-            compiled, compiled_for = train_step.lower(state, data, plan.batches.rows(accounts.steps)).compile(), sizes
+            compiled, compiled_for = train_step.lower(state, data, plan.rows(accounts.steps)).compile(), sizes
             accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
         began = time.perf_counter()
-        state, report = compiled(state, data, plan.batches.rows(accounts.steps))
+        state, report = compiled(state, data, plan.rows(accounts.steps))
         report = {name: value.item() for name, value in jax.device_get(report).items()}
         products = report.pop("products", 0)
         accounts = replace(
@@ -168,7 +181,7 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
         batch = _take(data, rows.gradient)
         value_fn = objective.bind(
             batch,
-            curvature_batch=None if rows.curvature is None else _take(batch, rows.curvature),
+            curvature_batch=_curvature_batch(data, batch, rows),
             evaluation_batch=None if rows.evaluation is None else _take(data, rows.evaluation),
             chunk_size=chunk_size,
         )
@@ -184,7 +197,16 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
     return train_step
 
 
+def _curvature_batch(data: Any, batch: Any, rows: Rows) -> Any:
+    if rows.curvature is None:
+        return None
+    return _take(data if isinstance(rows.curvature, Share) else batch, rows.curvature)
+
+
 def _take(data: Any, rows: Any) -> Any:
+    """A batch of the data: all of them, or the rows of these numbers, with weights where they have some."""
+    if isinstance(rows, Share):
+        return (*_take(data, rows.rows), rows.weights)
     return data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 class Batch(NamedTuple):
@@ -83,18 +82,34 @@ def examples(batch: Batch) -> Examples:
     return Examples(batch.inputs, batch.targets, weights / weights.sum())
 
 
-def chunks(rows: Examples, chunk_size: int | None) -> Examples:
-    """Add a leading axis: (chunks, examples of a chunk, …), at most ``chunk_size`` examples in each.
+def chunk_count(rows: Any, chunk_size: int | None) -> int:
+    """How many chunks of at most ``chunk_size`` examples it takes."""
+    return 1 if chunk_size is None else -(-size(rows) // chunk_size)
 
-    The chunks are of equal length; where N does not divide, rows are repeated with coefficient zero. Chunk j takes the
-    rows j, j + chunks, …, so that a batch sharded over devices stays sharded inside every chunk.
+
+def sum_over_chunks(function: Callable[..., Any], rows: Examples, chunk_size: int | None, *per_chunk: Any) -> Any:
+    """Σ_j function(chunk j, *(entry j of each of ``per_chunk``)), with the memory of one chunk at a time.
+
+    The chunks are of equal length, at most ``chunk_size`` examples; where N does not divide, some examples are repeated
+    with coefficient zero.
     """
-    count = size(rows)
-    number = 1 if chunk_size is None else -(-count // chunk_size)
-    filled = _filled(rows, number)
-    if size(filled) > count:
-        filled = filled._replace(coefficients=filled.coefficients.at[count:].set(0))
-    return _split(filled, number)
+    count, number = size(rows), chunk_count(rows, chunk_size)
+    if number == 1:
+        return function(rows, *(x[0] for x in per_chunk))
+
+    def term(j: jax.Array, *entries: Any) -> Any:
+        chunk = _chunk(rows, number, j)
+        if count % number:
+            present = _row_numbers(count, number, j) < count
+            chunk = chunk._replace(coefficients=jnp.where(present, chunk.coefficients, 0))
+        return function(chunk, *entries)
+
+    def add(total: Any, turn: tuple[Any, ...]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, term(*turn)), None
+
+    turns = (jnp.arange(number, dtype=jnp.int32), *per_chunk)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(term, *(x[0] for x in turns)))
+    return jax.lax.scan(add, zero, turns)[0]
 
 
 def in_chunks(function: Callable[[Any], Any], chunk_size: int) -> Callable[[Any], Any]:
@@ -102,35 +117,28 @@ def in_chunks(function: Callable[[Any], Any], chunk_size: int) -> Callable[[Any]
     row by row, if the function treats every row on its own."""
 
     def evaluate(inputs: Any) -> Any:
-        count = size(inputs)
-        number = -(-count // chunk_size)
-        outputs = jax.lax.map(function, _split(_filled(inputs, number), number))
-        # The inverse of the split; the repeated rows are the last.
+        count, number = size(inputs), chunk_count(inputs, chunk_size)
+        outputs = jax.lax.map(lambda j: function(_chunk(inputs, number, j)), jnp.arange(number, dtype=jnp.int32))
+        # Row i of chunk j is row j + number · i; rows beyond the last are repeated ones.
         return jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1).reshape(-1, *z.shape[2:])[:count], outputs)
 
     return evaluate
 
 
-def _filled(rows: Any, number: int) -> Any:
-    """The rows, with some of the first repeated at the end so that ``number`` chunks are of equal length."""
-    missing = -size(rows) % number
-    # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
-    return rows if missing == 0 else jax.tree.map(lambda x: jnp.concatenate([x, x[:missing]]), rows)
+def _chunk(rows: Any, number: int, j: jax.Array) -> Any:
+    """The rows j, j + number, j + 2 number, …, taken without a copy of all of them.
+
+    With this stride a batch that is sharded over devices stays sharded inside every chunk.
+    """
+    count = size(rows)
+    if count % number:
+        # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
+        present = _row_numbers(count, number, j) % count
+        return jax.tree.map(lambda x: jnp.asarray(x)[present], rows)
+    split = lambda x: jnp.reshape(x, (count // number, number, *jnp.shape(x)[1:]))  # noqa: E731
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(split(x), j, axis=1, keepdims=False), rows)
 
 
-def _split(rows: Any, number: int) -> Any:
-    """(n, …) -> (number, n / number, …): chunk j has the rows j, j + number, …"""
-    return optax.microbatching.reshape_batch_axis(jax.tree.map(jnp.asarray, rows), size(rows) // number)
-
-
-def sum_over_chunks(function: Callable[[Examples], Any], rows: Examples) -> Any:
-    """Σ_j function(chunk j) for rows with a leading chunk axis; the memory of one chunk at a time."""
-    first = jax.tree.map(lambda x: x[0], rows)
-    if size(rows) == 1:
-        return function(first)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, first))
-
-    def add(total: Any, chunk: Examples) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(chunk)), None
-
-    return jax.lax.scan(add, zero, rows)[0]
+def _row_numbers(count: int, number: int, j: jax.Array) -> jax.Array:
+    """Which rows chunk j has; those from ``count`` on are not there."""
+    return j + number * jnp.arange(-(-count // number), dtype=j.dtype)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Batch, Examples, as_batch, chunks, examples, size, sum_over_chunks
+from hfopt.batch import Batch, Examples, as_batch, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.losses import Loss, mean_loss
 
@@ -187,17 +187,17 @@ class ValueFn:
         Differentiating a scan over chunks would keep every chunk's residuals and put the convolutions of the backward
         pass into a loop in their slow layout. The rule takes the gradient inside each chunk instead.
         """
-        rows = chunks(examples(self.batch), self.chunk_size)
+        rows = examples(self.batch)
         evaluate = canonical(self.objective.mean_loss)
         differentiate = canonical(jax.value_and_grad(self.objective.mean_loss))
 
         @jax.custom_jvp
         def mean_loss(params: Any) -> jax.Array:
-            return sum_over_chunks(partial(evaluate, params), rows)
+            return sum_over_chunks(partial(evaluate, params), rows, self.chunk_size)
 
         @mean_loss.defjvp
         def rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-            value, gradient = sum_over_chunks(partial(differentiate, *primals), rows)
+            value, gradient = sum_over_chunks(partial(differentiate, *primals), rows, self.chunk_size)
             return value, optax.tree.vdot(gradient, *tangents).astype(value.dtype)
 
         return mean_loss(params)

@@ -6,13 +6,14 @@ own matrix. Its file says what A_i is; this one sums, adds the penalty, and keep
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples, chunks, examples, in_chunks, size, sum_over_chunks
+from hfopt.batch import Examples, examples, in_chunks, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.operator import Operator
 from hfopt.objective import Objective, ValueFn
@@ -56,9 +57,9 @@ def average(
             product, quadratic = products(_in_chunks(objective, value_fn.chunk_size), rows)
         else:
             # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
-            pieces = chunks(rows, value_fn.chunk_size)
-            product = lambda v: sum_over_chunks(lambda piece: products(objective, piece)[0](v), pieces)  # noqa: E731
-            quadratic = lambda v: sum_over_chunks(lambda piece: products(objective, piece)[1](v), pieces)  # noqa: E731
+            sum_over = partial(sum_over_chunks, rows=rows, chunk_size=value_fn.chunk_size)
+            product = lambda v: sum_over(lambda chunk: products(objective, chunk)[0](v))  # noqa: E731
+            quadratic = lambda v: sum_over(lambda chunk: products(objective, chunk)[1](v))  # noqa: E731
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
         product = specialize(product, params)
 

@@ -5,7 +5,6 @@ from types import ModuleType
 
 import pytest
 
-import experiments
 from experiments.__main__ import main
 from experiments.config_file import load_config
 from experiments.recording import read_config, read_metrics, read_summary
@@ -80,9 +79,8 @@ def test_a_diverged_run_has_exit_code_1(small_file, tmp_path):
 
 def test_bench_hands_its_arguments_on(monkeypatch):
     seen = []
-    stand_in = ModuleType("experiments.benchmarks")
+    stand_in = ModuleType("experiments.benchmarks.command")
     stand_in.main = lambda argv: seen.append(argv)
-    monkeypatch.setitem(sys.modules, "experiments.benchmarks", stand_in)
-    monkeypatch.setattr(experiments, "benchmarks", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "experiments.benchmarks.command", stand_in)
     assert main(["bench", "products", "--help", "--seed", "3"]) == 0
     assert seen == [["products", "--help", "--seed", "3"]]

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmarks, convergence
+from experiments.benchmarks import command, convergence
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_value_at_the_start_is_that_of_guessing(found):
 
 def test_the_command_prints_the_steps_and_leaves_float32_the_default(found, monkeypatch, capsys):
     monkeypatch.setattr(convergence, "convergence", lambda C: found)
-    assert benchmarks.main(["convergence"]) == 0
+    assert command.main(["convergence"]) == 0
     printed = capsys.readouterr().out
     assert f"{found.steps[-2].gradient_norm:.2e}" in printed
     assert "relative difference of the objectives" in printed
@@ -41,4 +41,4 @@ def test_the_command_prints_the_steps_and_leaves_float32_the_default(found, monk
 def test_other_optima_are_exit_code_1(found, monkeypatch):
     wrong = found._replace(reference=found.reference * (1 + 1e-7))
     monkeypatch.setattr(convergence, "convergence", lambda C: wrong)
-    assert benchmarks.main(["convergence"]) == 1
+    assert command.main(["convergence"]) == 1

@@ -5,8 +5,8 @@ import numpy as np
 import optax
 
 import hfopt
-from experiments import preconditioning
-from experiments.preconditioning import Case
+from experiments.benchmarks import preconditioning
+from experiments.benchmarks.preconditioning import Case
 
 
 def _tiny() -> Case:

@@ -6,9 +6,7 @@ close, ‖g_k+1‖ / ‖g_k‖² stays bounded, until g is rounding error. f* co
 this one: scikit-learn's LogisticRegression. All in float64.
 """
 
-import argparse
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -54,14 +52,9 @@ class Convergence(NamedTuple):
         return [after / before**2 for before, after in pairwise(norms)]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the table of the steps; the exit code is 1 if the two optima differ."""
-    parser = argparse.ArgumentParser(prog="python -m experiments bench convergence", description=__doc__)
-    parser.add_argument("--C", type=float, default=1.0, help="inverse weight of the penalty, as in scikit-learn")
-    arguments = parser.parse_args(argv)
-    if not arguments.C > 0:
-        parser.error(f"--C must be positive, got {arguments.C}")
-    found = convergence(arguments.C)
+def main(C: float = 1.0) -> int:
+    """Prints the table of the steps; the exit code is 1 if the two optima differ. C: as in scikit-learn."""
+    found = convergence(C)
     _print(found)
     return 0 if abs(found.relative_difference) <= TOLERANCE else 1
 

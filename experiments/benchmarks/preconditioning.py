@@ -7,6 +7,7 @@ Iterations do not depend on the machine's speed. A set-up of 1 product is one pa
 a set-up pays after the number of steps that have to share it before the iterations saved are more than its products.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hfopt
+from experiments.benchmarks.measuring import machine
 from experiments.problems.digits import load_digits
 from experiments.problems.models import CNN, MLP
 from hfopt.solve.nystrom import Nystrom
@@ -63,6 +65,15 @@ class _Reaches:
 
     def __call__(self, progress: Progress) -> Any:
         return progress.values[progress.step] <= self.target
+
+
+def main(as_json: bool) -> None:
+    """Measures all cases and prints them."""
+    found = rows()
+    if as_json:
+        print(json.dumps({"machine": machine(), "rows": found}, indent=2))
+    else:
+        print_table(found, machine())
 
 
 def rows(cases: tuple[Callable[[], Case], ...] | None = None) -> list[dict[str, Any]]:

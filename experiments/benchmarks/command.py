@@ -1,0 +1,118 @@
+"""The command line of the benchmarks: `python -m experiments bench …`."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+
+from experiments import benchmarks
+from experiments.benchmarks import compiling, convergence, memory, preconditioning, products, scaling, step
+from experiments.benchmarks.measuring import Row
+from experiments.benchmarks.networks import NETWORKS, Network
+from experiments.benchmarks.peers import PEERS
+from experiments.benchmarks.report import is_regression, load_baseline, print_table, save_baseline, to_json
+
+_BENCHMARKS = {
+    "products": "one curvature product / one value_and_grad",
+    "step": "one Hessian-free step / one value_and_grad",
+    "memory": "temporary memory of a product over a whole data set",
+    "scaling": "work and collectives on 1 to 8 simulated devices",
+    "compile": "compiling a step / compiling value_and_grad",
+    "preconditioners": "CG iterations that each preconditioner saves",
+    "convergence": "Newton's method step by step, against scikit-learn",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a benchmark and prints its table; the exit code is 1 if there is a regression, or the optima differ."""
+    arguments = _parser().parse_args(argv)
+    if arguments.what == "convergence":
+        return convergence.main(arguments.C)
+    if arguments.what == "preconditioners":
+        preconditioning.main(arguments.json)
+        return 0
+
+    title, note, rows, name = _measured(arguments)
+    baseline = load_baseline(name) if arguments.compare else None
+    if arguments.json:
+        print(to_json(name, rows))
+    else:
+        print_table(title, note, rows, baseline, Console())
+    if arguments.save:
+        save_baseline(name, rows)
+    return int(any(is_regression(row, (baseline or {}).get((row.name, row.path))) for row in rows))
+
+
+def _measured(arguments: argparse.Namespace) -> tuple[str, str, list[Row], str]:
+    """Title, note, rows, and the name under which a baseline is kept."""
+    match arguments.what:
+        case "products":
+            rows = products.measure(arguments.rounds, arguments.peer, _networks(arguments.network))
+            return products.TITLE, products.NOTE, rows, "products"
+        case "step" if arguments.case == "simplenn":
+            rows = step.measure_simplenn(arguments.rounds)
+            return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, rows, "step simplenn"
+        case "step":
+            return step.TITLE, step.NOTE, step.measure(arguments.rounds), "step"
+        case "memory":
+            return memory.TITLE, memory.NOTE, memory.measure(), "memory"
+        case "scaling":
+            return scaling.TITLE, scaling.NOTE, scaling.measure(), "scaling"
+        case _:
+            return (
+                compiling.TITLE,
+                compiling.NOTE,
+                compiling.measure(arguments.rounds, _networks(arguments.network)),
+                "compile",
+            )
+
+
+def _networks(keys: Sequence[str] | None) -> list[Network]:
+    return [network for network in NETWORKS if keys is None or network.key in keys]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments bench", description=benchmarks.__doc__)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, summary in _BENCHMARKS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name == "convergence":
+            command.add_argument("--C", type=_above_zero, default=1.0, help="inverse weight of the penalty")
+            continue
+        command.add_argument("--json", action="store_true", help="print the rows as JSON")
+        if name == "preconditioners":
+            continue
+        command.add_argument(
+            "--compare", action="store_true", help="show the stored baseline; exit code 1 if it is better"
+        )
+        command.add_argument("--save", action="store_true", help="store the values as the baseline")
+        if name in ("products", "step", "compile"):
+            rounds = partial(_positive, "rounds")
+            command.add_argument("--rounds", type=rounds, help="interleaved rounds to take the median of")
+        if name in ("products", "compile"):
+            keys = [network.key for network in NETWORKS]
+            command.add_argument("--network", choices=keys, action="append", help="only this one (default: all)")
+        if name == "products":
+            command.add_argument(
+                "--peer", choices=sorted(PEERS), action="append", default=[], help="also measure this package's product"
+            )
+        if name == "step":
+            command.add_argument("--case", choices=["simplenn"], help="the work of simpleNN instead of the MLP")
+    return parser
+
+
+def _positive(what: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{what} must be at least 1, got {text}")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value

@@ -1,0 +1,113 @@
+"""What a whole Hessian-free step costs, over one value_and_grad on the same batch; and the work of simpleNN."""
+
+import time
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import hfopt
+from experiments.benchmarks.measuring import Row, interleaved
+from experiments.benchmarks.networks import NETWORKS
+from experiments.problems.digits import load_digits
+from experiments.problems.models import CNN
+
+TITLE = "One Hessian-free step / one value_and_grad"
+NOTE = (
+    "The defaults, with k CG iterations from a warm start. The target is 1.2 (k + 2). Products and losses are what a "
+    "step reports to have computed besides its own value_and_grad."
+)
+SIMPLENN_TITLE = (
+    "The work of simpleNN: digits at 28×28, its CNN, squared loss, 288 of 1,437 images for the curvature, C = 1"
+)
+SIMPLENN_NOTE = (
+    "Ratios to one value_and_grad over all images. presets.simplenn() from one start; a product is one of the CG loop, "
+    "over 288 images."
+)
+_ROUNDS, _SIMPLENN_STEPS, _GN_SIZE = 15, 6, 288
+
+
+def measure(rounds: int | None = None) -> list[Row]:
+    """A row for each number of CG iterations, on the MLP."""
+    network = NETWORKS[0]
+    value_fn, params = network.bind(), network.params()
+    gradient = jax.jit(lambda params, f: jax.value_and_grad(f)(params))
+    programs = {0: partial(gradient, params, value_fn)}
+    states = {}
+    for k in (10, 50):
+        tx = hfopt.hessian_free(
+            solver=hfopt.cg(max_steps=k, stop=()), trust_region=hfopt.earned_trust(initial_cg_steps=k)
+        )
+        step = jax.jit(partial(train_step, tx))
+        # One step on, where there is a solution to start from and a step to judge.
+        started, state, _ = step(params, tx.init(params), value_fn)
+        programs[k], states[k] = partial(step, started, state, value_fn), state
+    times = interleaved({str(k): program for k, program in programs.items()}, rounds or _ROUNDS)
+    rows = []
+    for k, state in states.items():
+        assert state.info.cg_steps == k
+        ratios = [a / b for a, b in zip(times[str(k)], times["0"], strict=True)]
+        details = {"products": int(state.info.products), "losses": int(state.info.evaluations)}
+        rows.append(Row.timed(network.name, f"k = {k}", ratios, 1.2 * (k + 2), **details))
+    return rows
+
+
+def measure_simplenn(rounds: int | None = None, size: int = 28, steps: int = _SIMPLENN_STEPS) -> list[Row]:
+    """The first steps of simpleNN's method, and one product.
+
+    Args:
+      rounds: of the measurement of a product.
+      size: of the images.
+      steps: how many to take.
+    """
+    train = load_digits().train
+    images = jax.image.resize(jnp.asarray(train.images) / 16, (len(train), size, size, 1), "linear")
+    images -= images.mean(axis=0)
+    targets = jax.nn.one_hot(jnp.asarray(train.labels), 10)
+    model = CNN((32, 64, 64), (5, 3, 3), 10, nn.relu, nn.max_pool)
+    objective = hfopt.Objective(model.apply, lambda z, y: optax.losses.squared_error(z, y).sum(-1), l2=1 / len(train))
+    params = model.init(jax.random.key(0), images[:1])
+    drawn = np.random.default_rng(0)
+    bind = lambda rows: objective.bind((images, targets), curvature_batch=(images[rows], targets[rows]))  # noqa: E731
+    sample = lambda: np.sort(drawn.choice(len(train), _GN_SIZE, replace=False))  # noqa: E731
+
+    value_fn = bind(sample())
+    gradient = jax.jit(lambda params, f: jax.value_and_grad(f)(params))
+    programs = {"gradient": partial(gradient, params, value_fn)} | {
+        str(count): partial(jax.jit(partial(_products, count)), params, value_fn) for count in (2, 12)
+    }
+    times = interleaved(programs, rounds or 5)
+    seconds = sorted(times["gradient"])[len(times["gradient"]) // 2]
+    ratios = [(b - a) / 10 / g for a, b, g in zip(times["2"], times["12"], times["gradient"], strict=True)]
+    rows = [
+        Row("value_and_grad", "", 1.0, details={"seconds": seconds}),
+        Row.timed("product", "", ratios, seconds=sorted(ratios)[len(ratios) // 2] * seconds),
+    ]
+
+    tx = hfopt.presets.simplenn()
+    state = tx.init(params)
+    step = jax.jit(partial(train_step, tx)).lower(params, state, value_fn).compile()
+    for number in range(1, steps + 1):
+        value_fn = bind(sample())
+        began = time.perf_counter()
+        params, state, value = jax.block_until_ready(step(params, state, value_fn))
+        taken = time.perf_counter() - began
+        details = {"seconds": taken, "CG iterations": int(state.info.cg_steps), "f": float(value)}
+        rows.append(Row(f"step {number}", "", taken / seconds, details=details))
+    return rows
+
+
+def train_step(tx: Any, params: Any, state: Any, value_fn: hfopt.ValueFn) -> Any:
+    """(new params, new state, value before): what a user's loop does each time."""
+    value, grad = jax.value_and_grad(value_fn)(params)
+    updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+    return optax.apply_updates(params, updates), state, value
+
+
+def _products(count: int, params: Any, value_fn: hfopt.ValueFn) -> Any:
+    operator = hfopt.gauss_newton(value_fn, params)
+    return hfopt.cg(count, stop=()).solve(operator, params, damping=1.0).solution
