@@ -25,6 +25,7 @@ from hfopt.solve.stopping import RelativeResidual as relative_residual
 from hfopt.solve.stopping import Stop
 from hfopt.state import HessianFreeState, StepInfo
 from hfopt.transform import hessian_free
+from hfopt.wrappers import masked
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "hessian_free",
     "jacobi",
     "levenberg_marquardt",
+    "masked",
     "nystrom",
     "outer_product",
     "presets",

@@ -5,6 +5,7 @@ A program of its own, since JAX fixes the number of simulated devices when it st
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,14 @@ class CNN(nn.Module):
         return nn.Dense(4, param_dtype=x.dtype)(x.reshape(len(x), -1))
 
 
-def train(model: nn.Module, dtype: str, sharded: bool, chunk_size: int | None = None) -> dict[str, Any]:
+def train(
+    model: nn.Module,
+    dtype: str,
+    sharded: bool,
+    chunk_size: int | None = None,
+    memory: Any = "auto",
+    split_parameters: bool = False,
+) -> dict[str, Any]:
     """A few steps: the losses, the parameters they end in, and the collectives of a CG iteration."""
 
     def predict(params: Any, x: jax.Array) -> jax.Array:
@@ -50,7 +58,7 @@ def train(model: nn.Module, dtype: str, sharded: bool, chunk_size: int | None = 
     tx = hfopt.hessian_free(solver=hfopt.cg(max_steps=CG_STEPS))
 
     def train_step(params: Any, state: Any, batch: Any) -> Any:
-        value_fn = objective.bind(batch, chunk_size=chunk_size)
+        value_fn = objective.bind(batch, chunk_size=chunk_size, memory=memory)
         value, grad = jax.value_and_grad(value_fn)(params)
         updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
         return optax.apply_updates(params, updates), state, value
@@ -63,6 +71,9 @@ def train(model: nn.Module, dtype: str, sharded: bool, chunk_size: int | None = 
         if sharded:
             mesh = sharding.data_mesh()
             batch, (params, state) = sharding.shard_batch(batch, mesh), sharding.replicate((params, state), mesh)
+            if split_parameters:
+                params = jax.tree.map(partial(split, mesh), params)
+                state = tx.init(params)
         step = jax.jit(train_step).lower(params, state, batch).compile()
         losses = []
         for _ in range(STEPS):
@@ -70,6 +81,13 @@ def train(model: nn.Module, dtype: str, sharded: bool, chunk_size: int | None = 
             losses.append(float(value))
         parameters = np.asarray(ravel_pytree(params)[0]).tolist()
         return {"losses": losses, "params": parameters, "collectives": cg_collectives(step.as_text())}
+
+
+def split(mesh: jax.sharding.Mesh, leaf: jax.Array) -> jax.Array:
+    """The leaf with its first axis that divides split over the devices, or whole."""
+    axis = next((i for i, length in enumerate(leaf.shape) if length % mesh.size == 0), None)
+    spec = [] if axis is None else [None] * axis + list(mesh.axis_names)
+    return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
 
 
 def cg_collectives(program: str) -> list[str]:
@@ -111,7 +129,17 @@ def main() -> None:
     comparisons = {
         "mlp": [train(mlp, "float64", False), train(mlp, "float64", True), train(mlp, "float64", True, CHUNK)],
         "cnn": [train(cnn, "float64", False), train(cnn, "float64", True), train(cnn, "float64", True, CHUNK)],
-        "cnn-float32": [train(cnn, "float32", False), train(cnn, "float32", True), train(cnn, "float32", True, CHUNK)],
+        "cnn-float32": [
+            train(cnn, "float32", False),
+            train(cnn, "float32", True),
+            train(cnn, "float32", True, CHUNK, "keep"),
+            train(cnn, "float32", True, CHUNK, "recompute"),
+        ],
+        "split-parameters": [
+            train(mlp, "float64", False),
+            train(mlp, "float64", True, split_parameters=True),
+            train(mlp, "float64", True, CHUNK, split_parameters=True),
+        ],
         "batch-norm": [train(normalised, "float64", sharded) for sharded in (False, True)],
         "batch-norm-chunked": [train(normalised, "float64", sharded, CHUNK) for sharded in (False, True)],
     }

@@ -23,7 +23,7 @@ ORDER = [
     ["state", "choices"],
     ["attempt"],
     ["transform"],
-    ["presets"],
+    ["presets", "wrappers"],
     ["sharding"],
     ["__init__"],
 ]

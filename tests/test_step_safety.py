@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,21 @@ def test_low_precision_parameters_are_trained_with_float32_vectors(dtypes, make)
     assert history[-1][0] < 0.3 * history[0][0]
     assert {k: v.dtype for k, v in params.items()} == {"w": jnp.dtype(dtypes[0]), "b": jnp.dtype(dtypes[1])}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.solution)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.float32
+@STYLES
+def test_models_that_compute_in_bfloat16_keep_everything_else_in_float32(make):
+    model = nn.Sequential([nn.Dense(16, dtype=jnp.bfloat16), nn.tanh, nn.Dense(2, dtype=jnp.bfloat16)])
+    x = jax.random.normal(jax.random.key(0), (64, 5))
+    loss = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z.astype(jnp.float32), y)  # noqa: E731
+    case = Case(model.apply, loss, model.init(jax.random.key(1), x), (x, (x[:, 0] > 0).astype(jnp.int32)))
+    params, state, history = run(make(), case, 12)
+    assert history[-1][0] < 0.3 * history[0][0]
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, state)) if leaf.dtype != jnp.int32} == {
+        jnp.dtype("float32"),
+        jnp.dtype("bool"),
+    }
 
 
 @pytest.mark.parametrize(
