@@ -42,7 +42,7 @@ _CHECKPOINTS = "checkpoints"
 _PACKAGES = ("hfopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-def create_run(runs: Path, config: Config, dataset: Dataset) -> Path:
+def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -> Path:
     """A new run folder with its configuration and environment in it; existing folders are left alone."""
     parent = runs / config.name
     parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def create_run(runs: Path, config: Config, dataset: Dataset) -> Path:
         staged = Path(scratch) / "run"
         staged.mkdir()
         (staged / _CONFIG).write_text(dump_config(config), encoding="utf-8")
-        (staged / _ENVIRONMENT).write_text(_to_json(environment(dataset), indent=2) + "\n", encoding="utf-8")
+        (staged / _ENVIRONMENT).write_text(_to_json(environment(dataset, devices), indent=2) + "\n", encoding="utf-8")
         (staged / _METRICS).touch()
         number = max((number for number, _ in _runs_of(runs, config)), default=0)
         while True:
@@ -88,7 +88,7 @@ def find_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:
     return folder
 
 
-def environment(dataset: Dataset) -> dict[str, Any]:
+def environment(dataset: Dataset, devices: int = 1) -> dict[str, Any]:
     """What the numbers of a run may depend on besides its configuration; names no path and no machine."""
     device = jax.devices()[0]
     return {
@@ -98,7 +98,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "backend": device.platform,
         "device": device.device_kind,
-        "devices": jax.device_count(),
+        "devices": devices,
         "x64": bool(jax.config.read("jax_enable_x64")),
         "packages": {name: version(name) for name in _PACKAGES},
         "source": _source_fingerprint(),

@@ -67,7 +67,7 @@ def run(
         console.print(f"{folder} is already finished", highlight=False, soft_wrap=True)
         return Result(folder, summary)
     if folder is None:
-        folder = create_run(runs, config, problem.dataset)
+        folder = create_run(runs, config, problem.dataset, devices or 1)
     title = f"{config.name} {config.optimizer}"
     console.print(f"{title}: {_data_line(problem)}, run folder {folder}", highlight=False, soft_wrap=True)
 

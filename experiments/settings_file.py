@@ -128,7 +128,7 @@ def _key_path(detail: ErrorDetails, settings: Any) -> list[str]:
     location, path = detail["loc"], []
     for depth, part in enumerate(location):
         is_last = depth == len(location) - 1
-        if (isinstance(settings, dict) and part in settings) or isinstance(settings, list):
+        if (isinstance(settings, dict) and part in settings) or (isinstance(settings, list) and isinstance(part, int)):
             settings = settings[part]  # type: ignore[index]
         elif not (names_a_key and is_last):
             continue

@@ -46,10 +46,11 @@ class Task(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One candidate of a tuned cell, and its median score over the tuning seeds; ∞ if it diverged."""
+    """One candidate of a tuned cell, its median score over the tuning seeds (∞ if it diverged), and their runs."""
 
     cell: Cell
     score: float
+    results: list[Result]
 
 
 class Line(NamedTuple):
@@ -94,9 +95,8 @@ def sweep(
         with _workers(jobs, runs / _COMPILED) as pool, _progress(console, settings.name) as progress:
             progress.expect(len(tuning) + len(every) * len(settings.seeds))
             submit = lambda task: _submit(pool, run_quietly, task.config, folder, data_dir)  # noqa: E731
-            scores = _by_cell(tuning, _run_all(tuning, submit, jobs, progress))
-            trials = {title: _median(results, settings.tune_by) for title, results in scores.items()}
-            lines = [_tuned(cell, trials) for cell in every]
+            tried = _by_cell(tuning, _run_all(tuning, submit, jobs, progress))
+            lines = [_tuned(cell, tried, settings.tune_by) for cell in every]
             tasks = [Task(line.cell, line.cell.config(seed)) for seed in settings.seeds for line in lines]
             results = _by_cell(tasks, _run_all(tasks, submit, jobs, progress))
     except KeyboardInterrupt:
@@ -110,11 +110,12 @@ def has_diverged(result: Result) -> bool:
     return result.diverged or result.summary["train_loss"] > read_metrics(result.folder)[0]["train_loss"]
 
 
-def _tuned(cell: Cell, scores: Mapping[str, float]) -> Line:
+def _tuned(cell: Cell, tried: Mapping[str, list[Result]], tune_by: str) -> Line:
     """The line of a cell, still without runs, with the candidate of the least score."""
     if not cell.row.tune:
         return Line(cell, [], [])
-    trials = [Trial(candidate, scores[candidate.title]) for candidate in cell.candidates()]
+    results = [tried[candidate.title] for candidate in cell.candidates()]
+    trials = [Trial(cell, _median(runs, tune_by), runs) for cell, runs in zip(cell.candidates(), results, strict=True)]
     return Line(min(trials, key=lambda trial: trial.score).cell, [], trials)
 
 

@@ -113,8 +113,11 @@ def _scores(line: Line) -> str:
 
 
 def _versions(lines: Sequence[Line]) -> list[str]:
-    """A paragraph for each environment that the runs of the table were made in."""
-    environments = (read_json(result.folder / "environment.json") for line in lines for result in line.results)
+    """A paragraph for each environment that the runs were made in, those of the tuning included."""
+    results = [
+        result for line in lines for runs in (line.results, *(t.results for t in line.trials)) for result in runs
+    ]
+    environments = (read_json(result.folder / "environment.json") for result in results)
     described = [
         f"Python {found['python']}, {', '.join(f'{name} {version}' for name, version in found['packages'].items())}, "
         f"source {found.get('source', 'unknown')}, on {found['device']} ({found['system']}, {found['architecture']})"
@@ -126,7 +129,7 @@ def _versions(lines: Sequence[Line]) -> list[str]:
 def _mixture(lines: Sequence[Line]) -> list[str]:
     """A warning where finished runs of earlier code or packages were reused beside new ones."""
     count = len(_versions(lines))
-    if count == 1:
+    if count <= 1:
         return []
     return [
         f"Warning: these runs were made in {count} environments, since finished runs are reused whatever made them; "

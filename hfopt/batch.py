@@ -82,63 +82,50 @@ def examples(batch: Batch) -> Examples:
     return Examples(batch.inputs, batch.targets, weights / weights.sum())
 
 
-def chunk_count(rows: Any, chunk_size: int | None) -> int:
-    """How many chunks of at most ``chunk_size`` examples it takes."""
-    return 1 if chunk_size is None else -(-size(rows) // chunk_size)
+class Chunks(NamedTuple):
+    """Examples, to be taken in ``number`` chunks of equal length: chunk j has the rows j, j + number, …
 
-
-def sum_over_chunks(function: Callable[..., Any], rows: Examples, chunk_size: int | None, *per_chunk: Any) -> Any:
-    """Σ_j function(chunk j, *(entry j of each of ``per_chunk``)), with the memory of one chunk at a time.
-
-    The chunks are of equal length, at most ``chunk_size`` examples; where N does not divide, some examples are repeated
-    with coefficient zero.
+    With this stride a batch that is sharded over devices stays sharded inside every chunk.
     """
-    count, number = size(rows), chunk_count(rows, chunk_size)
-    if number == 1:
-        return function(rows, *(x[0] for x in per_chunk))
 
-    def term(j: jax.Array, *entries: Any) -> Any:
-        chunk = _chunk(rows, number, j)
-        if count % number:
-            present = _row_numbers(count, number, j) < count
-            chunk = chunk._replace(coefficients=jnp.where(present, chunk.coefficients, 0))
-        return function(chunk, *entries)
+    rows: Examples
+    number: int
+
+    def take(self, j: Any) -> Examples:
+        """Chunk j, without a copy of the others."""
+        shape = size(self.rows) // self.number, self.number
+        split = lambda x: jnp.reshape(x, (*shape, *jnp.shape(x)[1:]))  # noqa: E731
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(split(x), j, axis=1, keepdims=False), self.rows)
+
+
+def chunks(rows: Examples, chunk_size: int | None) -> Chunks:
+    """Cut the rows into equal chunks of at most ``chunk_size``.
+
+    Up to twice as many chunks are made as it takes, where that divides N. Where nothing does, the rows are copied with
+    some of them repeated, with coefficient zero.
+    """
+    count = size(rows)
+    number = 1 if chunk_size is None else -(-count // chunk_size)
+    if count % number == 0:
+        return Chunks(rows, number)
+    divisors = [n for n in range(number, min(2 * number, count) + 1) if count % n == 0]
+    if divisors:
+        return Chunks(rows, divisors[0])
+    missing = -count % number
+    # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
+    filled = jax.tree.map(lambda x: jnp.concatenate([x, x[:missing]]), rows)
+    return Chunks(filled._replace(coefficients=filled.coefficients.at[count:].set(0)), number)
+
+
+def sum_over_chunks(function: Callable[..., Any], chunked: Chunks, *per_chunk: Any) -> Any:
+    """Σ_j function(chunk j, *(entry j of each of ``per_chunk``)), with the memory of one chunk at a time."""
+    term = lambda j, *entries: function(chunked.take(j), *entries)  # noqa: E731
+    if chunked.number == 1:
+        return function(chunked.rows, *(x[0] for x in per_chunk))
 
     def add(total: Any, turn: tuple[Any, ...]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, term(*turn)), None
 
-    turns = (jnp.arange(number, dtype=jnp.int32), *per_chunk)
+    turns = (jnp.arange(chunked.number, dtype=jnp.int32), *per_chunk)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(term, *(x[0] for x in turns)))
     return jax.lax.scan(add, zero, turns)[0]
-
-
-def in_chunks(function: Callable[[Any], Any], chunk_size: int) -> Callable[[Any], Any]:
-    """``function`` of a pytree with a leading axis, evaluated at most ``chunk_size`` rows at a time: the same outputs,
-    row by row, if the function treats every row on its own."""
-
-    def evaluate(inputs: Any) -> Any:
-        count, number = size(inputs), chunk_count(inputs, chunk_size)
-        outputs = jax.lax.map(lambda j: function(_chunk(inputs, number, j)), jnp.arange(number, dtype=jnp.int32))
-        # Row i of chunk j is row j + number · i; rows beyond the last are repeated ones.
-        return jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1).reshape(-1, *z.shape[2:])[:count], outputs)
-
-    return evaluate
-
-
-def _chunk(rows: Any, number: int, j: jax.Array) -> Any:
-    """The rows j, j + number, j + 2 number, …, taken without a copy of all of them.
-
-    With this stride a batch that is sharded over devices stays sharded inside every chunk.
-    """
-    count = size(rows)
-    if count % number:
-        # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
-        present = _row_numbers(count, number, j) % count
-        return jax.tree.map(lambda x: jnp.asarray(x)[present], rows)
-    split = lambda x: jnp.reshape(x, (count // number, number, *jnp.shape(x)[1:]))  # noqa: E731
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(split(x), j, axis=1, keepdims=False), rows)
-
-
-def _row_numbers(count: int, number: int, j: jax.Array) -> jax.Array:
-    """Which rows chunk j has; those from ``count`` on are not there."""
-    return j + number * jnp.arange(-(-count // number), dtype=j.dtype)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Batch, Examples, as_batch, examples, size, sum_over_chunks
+from hfopt.batch import Batch, Examples, as_batch, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.losses import Loss, mean_loss
 
@@ -90,10 +90,12 @@ class Objective:
             ``None``: those of ``batch``.
           chunk_size: the most examples to evaluate at once. Memory is then bounded by one chunk; values, gradients
             and products are the same sums. ``None``: all at once.
-          memory: what chunked products do with the residuals of the forward pass, which grow with the number of
-            examples. ``"keep"``: keep them, and products cost what they cost unchunked; ``"recompute"``: run every
-            chunk's forward pass again in each product, so that memory is bounded by one chunk; ``"auto"``: keep them
-            while those of all examples together take at most 1 GiB.
+            Chunks are equal; where no number of them up to twice as many as it takes divides the number of examples,
+            the data are copied once to fill the last one.
+          memory: what chunked products do with what they need of the forward pass (residuals and derivatives of the
+            loss), which grows with the number of examples. ``"keep"``: keep it, and products cost what they cost
+            unchunked; ``"recompute"``: run every chunk's forward pass again in each product, so that memory is bounded
+            by one chunk; ``"auto"``: keep it while that of all examples together takes at most 1 GiB.
 
         Returns:
           A `ValueFn`: ``value_fn(params)`` is the objective on the batch. It is a pytree whose leaves are the data,
@@ -187,17 +189,17 @@ class ValueFn:
         Differentiating a scan over chunks would keep every chunk's residuals and put the convolutions of the backward
         pass into a loop in their slow layout. The rule takes the gradient inside each chunk instead.
         """
-        rows = examples(self.batch)
+        chunked = chunks(examples(self.batch), self.chunk_size)
         evaluate = canonical(self.objective.mean_loss)
         differentiate = canonical(jax.value_and_grad(self.objective.mean_loss))
 
         @jax.custom_jvp
         def mean_loss(params: Any) -> jax.Array:
-            return sum_over_chunks(partial(evaluate, params), rows, self.chunk_size)
+            return sum_over_chunks(partial(evaluate, params), chunked)
 
         @mean_loss.defjvp
         def rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-            value, gradient = sum_over_chunks(partial(differentiate, *primals), rows, self.chunk_size)
+            value, gradient = sum_over_chunks(partial(differentiate, *primals), chunked)
             return value, optax.tree.vdot(gradient, *tangents).astype(value.dtype)
 
         return mean_loss(params)

@@ -16,7 +16,7 @@ class StepInfo(NamedTuple):
     cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
     step_size: jax.Array  # s = step_size · d, d from CG or along negative curvature; 0 when the step was rejected
     products: jax.Array  # int32: products with the curvature, for solve, preconditioner and calibration
-    evaluations: jax.Array  # int32: losses computed at trial points
+    evaluations: jax.Array  # int32: losses computed: at trial points, and what the caller did not give
     accepted: jax.Array  # bool: whether the step was taken
 
 

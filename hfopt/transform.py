@@ -154,7 +154,9 @@ def hessian_free(
         del extra_args
         value_fn = _checked_value_fn(params, value_fn)
         judge, dtype = value_fn.judge, state.next_damping.dtype
-        loss = jnp.asarray(value if value is not None and judge is value_fn else judge(params), dtype)
+        given = value is not None and judge is value_fn
+        loss = jnp.asarray(value if given else judge(params), dtype)
+        tested = region.evaluations(state.trust) + jnp.int32(0 if given else 1)
         updates = widened(updates)
         grad = updates if grad is None else widened(grad)
 
@@ -166,7 +168,7 @@ def hessian_free(
         if metric is not None:
             measuring = metric.update(state.metric, updates)
             measure, unmeasure = metric.product(measuring, value_fn, params), metric.inverse(measuring)
-        preconditioning, spent, tested = (), jnp.int32(0), jnp.int32(0)
+        preconditioning, spent = (), jnp.int32(0)
         if preconditioner is not None:
             preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
             spent = preconditioning.setup_products

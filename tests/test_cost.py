@@ -57,6 +57,11 @@ def test_a_step_computes_what_the_algorithm_needs_and_no_more(problem, options, 
     one, two = (operations(partial(multiply, count), params, vectors) for count in (1, 2))
     step = operations(partial(train_step, tx, objective), params, tx.init(params), batch)
     assert step == pytest.approx(gradient + products * (two - one) + losses * loss, rel=0.03)
+    # And that is what it reports: on the second step, when there is a last one to start from and to judge.
+    run = jax.jit(partial(train_step, tx, objective))
+    _, state, _ = run(*run(params, tx.init(params), batch)[:2], batch)
+    assert state.info.products == state.info.cg_steps + products - 1
+    assert state.info.evaluations == losses
 
 
 def test_a_step_counts_its_products_and_losses(problem):

@@ -33,39 +33,36 @@ def main(argv: Sequence[str]) -> int:
         preconditioning.main(arguments.json)
         return 0
 
-    title, note, rows, name = _measured(arguments)
+    name = "step simplenn" if arguments.what == "step" and arguments.case == "simplenn" else arguments.what
     baseline = load_baseline(name) if arguments.compare else None
+    title, note, rows = _measured(name, arguments)
     if arguments.json:
         print(to_json(name, rows))
     else:
         print_table(title, note, rows, baseline, Console())
     if arguments.save:
         save_baseline(name, rows)
-    return int(any(is_regression(row, (baseline or {}).get((row.name, row.path))) for row in rows))
+    worse = baseline is not None and any(is_regression(row, baseline.values.get((row.name, row.path))) for row in rows)
+    return int(worse)
 
 
-def _measured(arguments: argparse.Namespace) -> tuple[str, str, list[Row], str]:
-    """Title, note, rows, and the name under which a baseline is kept."""
-    match arguments.what:
+def _measured(name: str, arguments: argparse.Namespace) -> tuple[str, str, list[Row]]:
+    """Title, note and rows."""
+    match name:
         case "products":
             rows = products.measure(arguments.rounds, arguments.peer, _networks(arguments.network))
-            return products.TITLE, products.NOTE, rows, "products"
-        case "step" if arguments.case == "simplenn":
-            rows = step.measure_simplenn(arguments.rounds)
-            return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, rows, "step simplenn"
+            return products.TITLE, products.NOTE, rows
+        case "step simplenn":
+            return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, step.measure_simplenn(arguments.rounds)
         case "step":
-            return step.TITLE, step.NOTE, step.measure(arguments.rounds), "step"
+            return step.TITLE, step.NOTE, step.measure(arguments.rounds)
         case "memory":
-            return memory.TITLE, memory.NOTE, memory.measure(), "memory"
+            return memory.TITLE, memory.NOTE, memory.measure()
         case "scaling":
-            return scaling.TITLE, scaling.NOTE, scaling.measure(), "scaling"
+            return scaling.TITLE, scaling.NOTE, scaling.measure()
         case _:
-            return (
-                compiling.TITLE,
-                compiling.NOTE,
-                compiling.measure(arguments.rounds, _networks(arguments.network)),
-                "compile",
-            )
+            rows = compiling.measure(arguments.rounds, _networks(arguments.network))
+            return compiling.TITLE, compiling.NOTE, rows
 
 
 def _networks(keys: Sequence[str] | None) -> list[Network]:

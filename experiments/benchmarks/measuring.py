@@ -19,7 +19,7 @@ class Row:
     path: str  # which of several ways to the same thing
     value: float  # what is compared with the target, and with earlier measurements
     target: float | None = None  # the most that `value` should be
-    lowest: float | None = None  # of the rounds whose median `value` is; None for what is counted, not timed
+    lowest: float | None = None  # of the rounds whose median `value` is; None for what is counted, or known, not timed
     highest: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 

@@ -98,13 +98,13 @@ class Network:
         variables = jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((2, *self.shape[1:])))
         return {"params": variables["params"]}
 
-    def bind(self, *, chunked: bool = True, countable: bool = False) -> hfopt.ValueFn:
+    def bind(self, *, chunked: bool = True, countable: bool = False, memory: Any = "auto") -> hfopt.ValueFn:
         """Softmax cross-entropy on random data; BatchNorm uses the statistics of the batch."""
         model = self.countable if countable and self.countable is not None else self.model
         objective = hfopt.Objective(_without_statistics(model), optax.losses.softmax_cross_entropy_with_integer_labels)
         key = jax.random.key(1)
         batch = jax.random.normal(key, self.shape), jax.random.randint(key, self.shape[:1], 0, _CLASSES)
-        return objective.bind(batch, chunk_size=self.chunk_size if chunked else None)
+        return objective.bind(batch, chunk_size=self.chunk_size if chunked else None, memory=memory)
 
 
 def _without_statistics(model: nn.Module) -> Callable[[Any, Any], Any]:

@@ -1,8 +1,9 @@
 """What one curvature product costs inside the CG loop, over one value_and_grad on the same batch."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,8 +17,8 @@ from hfopt.losses import output_hessian
 TITLE = "One product inside the CG loop / one value_and_grad"
 NOTE = (
     "arithmetic: the same ratio of operations as XLA counts them, for a product where the model is linearised already. "
-    "plain: one linearisation, and convolutions as the model wrote them. A product is timed as the difference of two "
-    "solves of different length."
+    "plain: one linearisation, and convolutions as the model wrote them. keep, recompute: the memory of Objective.bind. "
+    "A product is timed as the difference of two solves of different length."
 )
 _FEW = 2  # CG iterations of the shorter solve
 
@@ -36,45 +37,59 @@ def measure(rounds: int | None = None, peers: Sequence[str] = (), networks: Sequ
     return [row for network in networks for row in _ratios(network, rounds or network.rounds, peers)]
 
 
-def _ratios(network: Network, rounds: int, peers: Sequence[str]) -> list[Row]:
-    value_fn, whole, params = network.bind(), network.bind(chunked=False), network.params()
-    paths: dict[str, tuple[Curvature, int]] = {"hfopt": (_ours, 12)}
-    if network.key == "cnn":
-        paths["plain"] = (_plain, 4)  # a few products of many gradients each measure it well enough
-    if network.key in ("mlp", "cnn"):
-        paths |= {peer: (PEERS[peer], 4 if network.key == "cnn" else 12) for peer in peers}
+class _Path(NamedTuple):
+    """A way to the product, and the CG iterations of the longer of the two solves that are timed."""
 
+    curvature: Curvature
+    value_fn: hfopt.ValueFn
+    iterations: int = 12
+
+
+def _ratios(network: Network, rounds: int, peers: Sequence[str]) -> list[Row]:
+    whole, params = network.bind(chunked=False), network.params()
+    paths = _paths(network, whole, peers)
     gradient = jax.jit(lambda params, f: jax.value_and_grad(f)(params))
     programs = {"gradient": partial(gradient, params, whole)}
     if network.chunk_size is not None:
-        programs["chunked gradient"] = partial(gradient, params, value_fn)
-    for path, (curvature, many) in paths.items():
-        for steps in (_FEW, many):
-            solve = jax.jit(partial(_solve, curvature, steps))
-            programs[f"{path} {steps}"] = partial(solve, params, value_fn)
+        programs["chunked gradient"] = partial(gradient, params, network.bind())
+    for name, path in paths.items():
+        for steps in (_FEW, path.iterations):
+            solve = jax.jit(partial(_solve, path.curvature, steps))
+            programs[f"{name} {steps}"] = partial(solve, params, path.value_fn)
     times = interleaved(programs, rounds)
 
-    milliseconds = 1e3 * sorted(times["gradient"])[rounds // 2]
-    rows = []
-    for path, (_, many) in paths.items():
-        turns = zip(times[f"{path} {_FEW}"], times[f"{path} {many}"], times["gradient"], strict=True)
-        ratios = [(long - short) / (many - _FEW) / gradient for short, long, gradient in turns]
-        if path == "hfopt":
-            details = {"arithmetic": _arithmetic(network), "value_and_grad (ms)": milliseconds}
-            rows.append(Row.timed(network.name, path, ratios, network.target, **details))
-        else:
-            rows.append(Row.timed(network.name, path, ratios))
-    ours = [long - short for short, long in zip(times[f"hfopt {_FEW}"], times["hfopt 12"], strict=True)]
-    for peer in set(peers) & set(paths):
-        _, many = paths[peer]
-        theirs = [long - short for short, long in zip(times[f"{peer} {_FEW}"], times[f"{peer} {many}"], strict=True)]
-        ratios = [(a / 10) / (b / (many - _FEW)) for a, b in zip(ours, theirs, strict=True)]
+    def seconds(name: str) -> list[float]:
+        """Of one product, in each round."""
+        few, many = times[f"{name} {_FEW}"], times[f"{name} {paths[name].iterations}"]
+        return [(long - short) / (paths[name].iterations - _FEW) for short, long in zip(few, many, strict=True)]
+
+    def over(some: Sequence[float], others: Sequence[float]) -> list[float]:
+        return [a / b for a, b in zip(some, others, strict=True)]
+
+    main, *others = paths
+    details = {"arithmetic": _arithmetic(network), "value_and_grad (ms)": 1e3 * statistics.median(times["gradient"])}
+    rows = [Row.timed(network.name, main, over(seconds(main), times["gradient"]), network.target, **details)]
+    rows += [Row.timed(network.name, name, over(seconds(name), times["gradient"])) for name in others]
+    for peer in (name for name in others if name in PEERS):
         target = 0.1 if network.key == "cnn" else 1.0
-        rows.append(Row.timed(network.name, f"hfopt / {peer}", ratios, target))
+        rows.append(Row.timed(network.name, f"hfopt / {peer}", over(seconds(main), seconds(peer)), target))
     if network.chunk_size is not None:
-        ratios = [a / b for a, b in zip(times["chunked gradient"], times["gradient"], strict=True)]
+        ratios = over(times["chunked gradient"], times["gradient"])
         rows.append(Row.timed(network.name, "its value_and_grad", ratios, 1.15))
     return rows
+
+
+def _paths(network: Network, whole: hfopt.ValueFn, peers: Sequence[str]) -> dict[str, _Path]:
+    """The ways to a product of the network; the first is the one that has a target."""
+    if network.chunk_size is not None:
+        return {f"hfopt, {kind}": _Path(_ours, network.bind(memory=kind)) for kind in ("keep", "recompute")}
+    paths = {"hfopt": _Path(_ours, whole)}
+    slow = 4 if network.key == "cnn" else 12  # a few products of many gradients each measure it well enough
+    if network.key == "cnn":
+        paths["plain"] = _Path(_plain, whole, slow)
+    if network.key in ("mlp", "cnn"):
+        paths |= {peer: _Path(PEERS[peer], whole, slow) for peer in dict.fromkeys(peers)}
+    return paths
 
 
 def _solve(curvature: Curvature, steps: int, params: Any, value_fn: hfopt.ValueFn) -> Any:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich import box
@@ -19,7 +19,12 @@ BASELINE = Path(__file__).with_name("baseline.json")
 _TIMED, _COUNTED = 0.15, 0.01
 _WIDTH = 160
 
-Baseline = dict[tuple[str, str], float]
+
+class Baseline(NamedTuple):
+    """Earlier values by name and path of the row, and the machine they are from."""
+
+    machine: str
+    values: dict[tuple[str, str], float]
 
 
 def to_json(what: str, rows: Sequence[Row]) -> str:
@@ -38,14 +43,17 @@ def print_table(title: str, note: str, rows: Sequence[Row], baseline: Baseline |
         "baseline": baseline is not None,
         "change": baseline is not None,
     }
-    table = Table(title=title, caption=f"{machine()}\n{note}", box=box.SIMPLE_HEAD)
+    caption = [machine(), note]
+    if baseline is not None:
+        caption.insert(1, f"baseline: {baseline.machine}")
+    table = Table(title=title, caption="\n".join(caption), box=box.SIMPLE_HEAD)
     table.add_column("")
     if paths := any(row.path for row in rows):
         table.add_column("")
     for column in ("value", *(name for name, present in shown.items() if present), *details):
         table.add_column(column, justify="right")
     for row in rows:
-        before = (baseline or {}).get((row.name, row.path))
+        before = None if baseline is None else baseline.values.get((row.name, row.path))
         cells = {
             "range": "" if row.lowest is None else f"{_number(row.lowest)} … {_number(row.highest)}",
             "target": _target(row),
@@ -69,23 +77,26 @@ def is_regression(row: Row, before: float | None) -> bool:
 
 
 def load_baseline(what: str, path: Path = BASELINE) -> Baseline:
-    """The stored values of a benchmark by name and path of the row.
+    """What is stored of a benchmark.
 
     Raises:
-      ExperimentError: nothing is stored for this benchmark.
+      ExperimentError: nothing is.
     """
     stored = _stored(path).get(what)
     if stored is None:
         raise ExperimentError(f"{path.name} holds no baseline of '{what}'; make one with --save")
-    return {(row["name"], row["path"]): row["value"] for row in stored["rows"]}
+    return Baseline(stored["machine"], {(row["name"], row["path"]): row["value"] for row in stored["rows"]})
 
 
 def save_baseline(what: str, rows: Sequence[Row], path: Path = BASELINE) -> None:
-    """Replace what is stored for this benchmark."""
+    """Replace what is stored of these rows, and of all rows where it comes from another machine."""
     stored = _stored(path)
+    values = {(row.name, row.path): float(f"{row.value:.4g}") for row in rows}
+    if what in stored and stored[what]["machine"] == machine():
+        values = load_baseline(what, path).values | values
     stored[what] = {
         "machine": machine(),
-        "rows": [{"name": row.name, "path": row.path, "value": float(f"{row.value:.4g}")} for row in rows],
+        "rows": [{"name": name, "path": way, "value": value} for (name, way), value in values.items()],
     }
     path.write_text(json.dumps(stored, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -21,7 +21,7 @@ from experiments.benchmarks.step import train_step
 from experiments.errors import ExperimentError
 from hfopt import sharding
 
-TITLE = "Operations of one device in a step, times the number of devices, over those on one device"
+TITLE = "Operations of one device in a step, times the number of devices, over those of the step on one device"
 NOTE = (
     "A batch sharded over simulated devices; operations and collectives are those in the program of one device, the "
     "body of a loop counted once. 1.00: the work falls as 1 / devices."
@@ -40,6 +40,8 @@ def measure(devices: tuple[int, ...] = _DEVICES) -> list[Row]:
             found = reports[count][name]
             details = {"Mflop a device": found["flops"] / 1e6, "collectives": found["collectives"]}
             rows.append(Row(name, f"{count} devices", found["flops"] * count / one, _TARGET, details=details))
+        counts = [sum(reports[count][name]["counted"].values()) for count in devices if count > 1]
+        rows.append(Row(name, "most / fewest collectives", max(counts) / min(counts), 1.0))
     return rows
 
 
@@ -64,8 +66,12 @@ def _report() -> dict[str, Any]:
         value_fn = sharding.shard_batch(value_fn, mesh)
         step = jax.jit(lambda *arguments: train_step(tx, *arguments)).lower(params, state, value_fn).compile()
         collectives = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", str(step.as_text()))
-        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(collectives).items()))
-        report[network.name] = {"flops": dict(step.cost_analysis() or {})["flops"], "collectives": counted or "none"}
+        counted = Counter(collectives)
+        report[network.name] = {
+            "flops": dict(step.cost_analysis() or {})["flops"],
+            "counted": counted,
+            "collectives": ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items())) or "none",
+        }
     return report
 
 

@@ -1,6 +1,7 @@
 """What a whole Hessian-free step costs, over one value_and_grad on the same batch; and the work of simpleNN."""
 
-import time
+import statistics
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ SIMPLENN_NOTE = (
     "Ratios to one value_and_grad over all images. presets.simplenn() from one start; a product is one of the CG loop, "
     "over 288 images."
 )
+_ITERATIONS = (10, 50)
 _ROUNDS, _SIMPLENN_STEPS, _GN_SIZE = 15, 6, 288
 
 
@@ -36,22 +38,22 @@ def measure(rounds: int | None = None) -> list[Row]:
     network = NETWORKS[0]
     value_fn, params = network.bind(), network.params()
     gradient = jax.jit(lambda params, f: jax.value_and_grad(f)(params))
-    programs = {0: partial(gradient, params, value_fn)}
-    states = {}
-    for k in (10, 50):
+    programs: dict[int, Callable[[], Any]] = {0: partial(gradient, params, value_fn)}
+    for k in _ITERATIONS:
         tx = hfopt.hessian_free(
             solver=hfopt.cg(max_steps=k, stop=()), trust_region=hfopt.earned_trust(initial_cg_steps=k)
         )
         step = jax.jit(partial(train_step, tx))
         # One step on, where there is a solution to start from and a step to judge.
         started, state, _ = step(params, tx.init(params), value_fn)
-        programs[k], states[k] = partial(step, started, state, value_fn), state
+        programs[k] = partial(step, started, state, value_fn)
     times = interleaved({str(k): program for k, program in programs.items()}, rounds or _ROUNDS)
     rows = []
-    for k, state in states.items():
-        assert state.info.cg_steps == k
+    for k in _ITERATIONS:
+        info = programs[k]()[1].info
+        assert info.cg_steps == k
         ratios = [a / b for a, b in zip(times[str(k)], times["0"], strict=True)]
-        details = {"products": int(state.info.products), "losses": int(state.info.evaluations)}
+        details = {"products": int(info.products), "losses": int(info.evaluations)}
         rows.append(Row.timed(network.name, f"k = {k}", ratios, 1.2 * (k + 2), **details))
     return rows
 
@@ -80,12 +82,13 @@ def measure_simplenn(rounds: int | None = None, size: int = 28, steps: int = _SI
     programs = {"gradient": partial(gradient, params, value_fn)} | {
         str(count): partial(jax.jit(partial(_products, count)), params, value_fn) for count in (2, 12)
     }
-    times = interleaved(programs, rounds or 5)
-    seconds = sorted(times["gradient"])[len(times["gradient"]) // 2]
-    ratios = [(b - a) / 10 / g for a, b, g in zip(times["2"], times["12"], times["gradient"], strict=True)]
+    rounds = rounds or 5
+    times = interleaved(programs, rounds)
+    seconds = statistics.median(times["gradient"])
+    products = [(many - few) / 10 for few, many in zip(times["2"], times["12"], strict=True)]
     rows = [
         Row("value_and_grad", "", 1.0, details={"seconds": seconds}),
-        Row.timed("product", "", ratios, seconds=sorted(ratios)[len(ratios) // 2] * seconds),
+        _in_gradients("product", products, seconds),
     ]
 
     tx = hfopt.presets.simplenn()
@@ -93,12 +96,16 @@ def measure_simplenn(rounds: int | None = None, size: int = 28, steps: int = _SI
     step = jax.jit(partial(train_step, tx)).lower(params, state, value_fn).compile()
     for number in range(1, steps + 1):
         value_fn = bind(sample())
-        began = time.perf_counter()
-        params, state, value = jax.block_until_ready(step(params, state, value_fn))
-        taken = time.perf_counter() - began
-        details = {"seconds": taken, "CG iterations": int(state.info.cg_steps), "f": float(value)}
-        rows.append(Row(f"step {number}", "", taken / seconds, details=details))
+        taken = interleaved({"step": partial(step, params, state, value_fn)}, rounds)["step"]
+        params, state, value = step(params, state, value_fn)
+        counted = {"CG iterations": int(state.info.cg_steps), "f": float(value)}
+        rows.append(_in_gradients(f"step {number}", taken, seconds, **counted))
     return rows
+
+
+def _in_gradients(name: str, seconds: Sequence[float], gradient: float, **details: Any) -> Row:
+    ratios = [taken / gradient for taken in seconds]
+    return Row.timed(name, "", ratios, seconds=statistics.median(seconds), **details)
 
 
 def train_step(tx: Any, params: Any, state: Any, value_fn: hfopt.ValueFn) -> Any:

@@ -25,6 +25,9 @@ class TrustRegion(Protocol):
     def observe(self, state: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> Any:
         """Before the solve: the state after seeing a new batch, f = ``loss`` there; ``loss_before(s)`` is f(θ − s)."""
 
+    def evaluations(self, state: Any) -> Any:
+        """How many losses `observe` computes."""
+
     def bound(self, state: Any) -> Any:
         """κ, a scalar."""
 
@@ -49,6 +52,10 @@ class Unbounded:
     def observe(self, state: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> Any:
         """Nothing to learn."""
         return state
+
+    def evaluations(self, state: Any) -> int:
+        """None."""
+        return 0
 
     def bound(self, state: Any) -> float:
         """∞."""
@@ -170,6 +177,10 @@ class Earned:
         )
         after = state._replace(level=level, agreement=agreement, evidence=evidence)
         return optax.tree.where(judged, after, state)
+
+    def evaluations(self, state: TrustState) -> jax.Array:
+        """1 where there is a step to judge."""
+        return jnp.where(state.predicted > 0, 1, 0).astype(jnp.int32)
 
     def bound(self, state: TrustState) -> jax.Array:
         """κ = radius · μ."""

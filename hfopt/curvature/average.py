@@ -5,18 +5,16 @@ own matrix. Its file says what A_i is; this one sums, adds the penalty, and keep
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples, examples, in_chunks, size, sum_over_chunks
+from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.operator import Operator
-from hfopt.objective import Objective, ValueFn
+from hfopt.objective import Memory, ValueFn
 
 # v ↦ Σ c_i A_i v, and v ↦ Σ c_i vᵀ A_i v
 Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
@@ -25,16 +23,15 @@ KEPT_RESIDUALS = 2**30  # bytes; above it, memory="auto" recomputes
 
 
 def average(
-    value_fn: ValueFn, params: Any, products: Callable[[Objective, Examples], Products], indefinite: bool = False
+    value_fn: ValueFn, params: Any, products: Callable[[Examples], Products], indefinite: bool = False
 ) -> Operator:
     """I/C + Σ c_i A_i over the curvature batch of ``value_fn``.
 
     Args:
       value_fn: from `Objective.bind`.
       params: a pytree of floating arrays.
-      products: objective, rows -> the product and the quadratic form of Σ c_i A_i over these rows. Called once for the
-        whole batch, with a model that runs chunk by chunk where the batch is chunked; to save the memory of the
-        residuals, once a chunk inside every product.
+      products: rows -> the product and the quadratic form of Σ c_i A_i over these rows. Called once for the whole
+        batch; for a chunked one, inside a loop over the chunks.
       indefinite: see `Operator`.
 
     Raises:
@@ -43,23 +40,24 @@ def average(
     check_value_fn(value_fn)
     check_params(params)
     objective = value_fn.objective
-    batch = value_fn.averaged
-    rows = examples(batch)
+    example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
 
     def quadratic_form(v: Any) -> jax.Array:
         with objective.matmul_precision():  # traced at the call, after the block below
             return canonical(quadratic)(v)
 
     with objective.matmul_precision():
-        if not value_fn.is_chunked(batch):
-            product, quadratic = products(objective, rows)
-        elif _keeps_residuals(value_fn, params):
-            product, quadratic = products(_in_chunks(objective, value_fn.chunk_size), rows)
-        else:
+        if value_fn.is_chunked(value_fn.averaged):
+            chunked = chunks(examples(value_fn.averaged), value_fn.chunk_size)
             # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
-            sum_over = partial(sum_over_chunks, rows=rows, chunk_size=value_fn.chunk_size)
-            product = lambda v: sum_over(lambda chunk: products(objective, chunk)[0](v))  # noqa: E731
-            quadratic = lambda v: sum_over(lambda chunk: products(objective, chunk)[1](v))  # noqa: E731
+            product = lambda v: sum_over_chunks(lambda rows: products(rows)[0](v), chunked)  # noqa: E731
+            quadratic = lambda v: sum_over_chunks(lambda rows: products(rows)[1](v), chunked)  # noqa: E731
+            if _keeps_residuals(value_fn.memory, products, chunked, example):
+                # The sum is linear in v: its linear part is what is left when all that does not depend on v has been
+                # computed, chunk by chunk, and kept.
+                product = jax.linearize(product, jax.tree.map(jnp.zeros_like, params))[1]
+        else:
+            product, quadratic = products(examples(value_fn.averaged))
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
         product = specialize(product, params)
 
@@ -69,33 +67,27 @@ def average(
     else:
         regularised_product = lambda v: optax.tree.add_scale(product(v), l2, objective.penalised(v))  # noqa: E731
         regularised_quadratic = lambda v: quadratic_form(v) + 2 * objective.penalty(v)  # noqa: E731
-    example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return Operator(regularised_product, regularised_quadratic, example, indefinite)
 
 
-def _in_chunks(objective: Objective, chunk_size: Any) -> Objective:
-    """The same objective with a model that runs chunk by chunk."""
-    return replace(
-        objective, predict=lambda params, x: in_chunks(lambda y: objective.predict(params, y), chunk_size)(x)
-    )
+def _keeps_residuals(memory: Memory, products: Callable[[Examples], Products], chunked: Chunks, example: Any) -> bool:
+    if memory != "auto":
+        return memory == "keep"
+    return size(chunked.rows) * _bytes_per_row(products, chunked, example) <= KEPT_RESIDUALS
 
 
-def _keeps_residuals(value_fn: ValueFn, params: Any) -> bool:
-    if value_fn.memory != "auto":
-        return value_fn.memory == "keep"
-    batch = value_fn.averaged
-    return size(batch) * _residual_bytes(value_fn.objective, params, batch.inputs) <= KEPT_RESIDUALS
+def _bytes_per_row(products: Callable[[Examples], Products], chunked: Chunks, example: Any) -> float:
+    """What a product keeps for one more example; parameters that it keeps do not count."""
+    length = size(chunked.rows) // chunked.number
 
-
-def _residual_bytes(objective: Objective, params: Any, inputs: Any) -> int:
-    """What the backward pass of one more example keeps of the forward pass; parameters it keeps do not count."""
-
-    def kept(examples: int) -> int:
-        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *jnp.shape(x)[1:]), jnp.result_type(x)), inputs)
-        pullback = jax.eval_shape(lambda p, x: jax.vjp(lambda q: objective.predict(q, x), p)[1], params, rows)
+    def kept(count: int) -> int:
+        rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((count, *jnp.shape(x)[1:]), jnp.result_type(x)), chunked.rows
+        )
+        pullback = jax.eval_shape(lambda v, rows: jax.vjp(lambda u: products(rows)[0](u), v)[1], example, rows)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
-    return kept(2) - kept(1)
+    return (kept(2 * length) - kept(length)) / length
 
 
 def check_value_fn(value_fn: Any) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples, chunk_count, examples, size, sum_over_chunks
+from hfopt.batch import Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
@@ -48,7 +48,7 @@ def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
         return jax.tree.map(lambda g: _weighted_sum(rows.coefficients, jnp.square(_wide(g))), gradients)
 
     with objective.matmul_precision():
-        return sum_over_chunks(canonical(total), examples(value_fn.batch), at_once)
+        return sum_over_chunks(canonical(total), chunks(examples(value_fn.batch), at_once))
 
 
 def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int) -> Any:
@@ -80,7 +80,8 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
     batch = value_fn.averaged
     length = -(-size(batch) // probes)
     length = length if value_fn.chunk_size is None else min(length, value_fn.chunk_size)
-    keys = jax.random.split(key, chunk_count(batch, length))
+    chunked = chunks(examples(batch), length)
+    keys = jax.random.split(key, chunked.number)
 
     def probe(rows: Examples, key: jax.Array) -> Any:
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
@@ -90,7 +91,7 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
         return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
 
     with objective.matmul_precision():
-        estimate = sum_over_chunks(canonical(probe), examples(batch), length, keys)
+        estimate = sum_over_chunks(canonical(probe), chunked, keys)
     return jax.tree.map(lambda d: jnp.maximum(d, 0), estimate)
 
 

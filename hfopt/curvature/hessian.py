@@ -9,7 +9,7 @@ from hfopt.batch import Examples
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import Products, average
 from hfopt.curvature.operator import Operator
-from hfopt.objective import Objective, ValueFn
+from hfopt.objective import ValueFn
 
 
 def hessian(value_fn: ValueFn, params: Any) -> Operator:
@@ -32,9 +32,9 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
       Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
     """
 
-    def products(objective: Objective, rows: Examples) -> Products:
+    def products(rows: Examples) -> Products:
         # Not the gradient of value_fn itself: differentiated again, its rule for a chunked batch is slow.
-        gradient = canonical(jax.grad(lambda p: objective.mean_loss(p, rows)))
+        gradient = canonical(jax.grad(lambda p: value_fn.objective.mean_loss(p, rows)))
         product = jax.linearize(gradient, params)[1]
         return product, lambda v: optax.tree.vdot(v, product(v))
 

@@ -30,7 +30,8 @@ def sandwich(value_fn: ValueFn, params: Any, middle: Middle) -> Operator:
     A product is one jvp and one vjp; a quadratic form Σ c_i u_iᵀ M_i u_i, with u = J v, one jvp.
     """
 
-    def products(objective: Objective, rows: Examples) -> Products:
+    def products(rows: Examples) -> Products:
+        objective = value_fn.objective
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
         inner = middle(objective, model.outputs, rows)
 

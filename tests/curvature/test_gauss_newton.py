@@ -45,7 +45,16 @@ def test_equals_the_hessian_of_the_linearised_model(name, chunk_size, memory):
     assert operator.quadratic_form(v) == pytest.approx(float(flat @ expected @ flat), rel=1e-10)
 
 
-@pytest.mark.parametrize("operator", [hfopt.gauss_newton, hfopt.hessian, hfopt.empirical_fisher])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        hfopt.gauss_newton,
+        hfopt.hessian,
+        hfopt.empirical_fisher,
+        hfopt.outer_product,
+        partial(hfopt.fisher, samples="exact"),
+    ],
+)
 def test_kept_residuals_change_no_operator(operator):
     case = CASES["cnn-softmax-integer"]()
     v = _vector(case.params)
@@ -74,13 +83,23 @@ def test_residuals_are_kept_while_they_are_few(monkeypatch):
     assert program("auto") == program("recompute")
 
 
-def test_residuals_are_counted_for_every_example():
-    """Two dense layers with relu: relu keeps its input, the second layer its own, of 5 values each."""
-    predict = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]  # noqa: E731
-    objective = hfopt.Objective(predict, optax.squared_error)
-    params = jnp.ones((3, 5)), jnp.ones((5, 2))
-    kept = average._residual_bytes(objective, params, jnp.ones((7, 3)))
-    assert 5 * 8 <= kept <= 4 * 5 * 8  # at least the hidden values, and no parameters: those are 25 · 8 bytes
+@pytest.mark.parametrize(
+    ("operator", "at_least"), [(hfopt.gauss_newton, 100), (partial(hfopt.fisher, samples="exact"), 10_000)]
+)
+def test_what_is_kept_of_an_example_counts_outputs_and_no_parameters(monkeypatch, operator, at_least):
+    """A linear model with 100 classes and 5,000 parameters, which asks for batches of an even size."""
+
+    def predict(p, x):
+        assert len(x) % 2 == 0
+        return x @ p
+
+    counted = []
+    count = average._bytes_per_row
+    monkeypatch.setattr(average, "_bytes_per_row", lambda *arguments: counted.append(count(*arguments)) or counted[-1])
+    objective = hfopt.Objective(predict, optax.softmax_cross_entropy_with_integer_labels)
+    value_fn = objective.bind((jnp.ones((8, 50)), jnp.arange(8)), chunk_size=2)
+    operator(value_fn, jnp.ones((50, 100)))
+    assert 8 * at_least <= counted[0] <= 4 * 8 * at_least
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -123,8 +142,10 @@ def test_a_model_with_only_a_reverse_rule_has_products_too():
     x = jnp.arange(1.0, 5).reshape(4, 1)
     objective = lambda f: hfopt.Objective(lambda p, x: f(x @ p), optax.squared_error)  # noqa: E731
     batch, params = (x, jnp.ones((4, 2))), jnp.ones((1, 2))
-    dense = [hfopt.gauss_newton(objective(f).bind(batch), params).to_dense() for f in (square, lambda x: x**2)]
-    np.testing.assert_allclose(*dense, rtol=1e-12)
+    expected = hfopt.gauss_newton(objective(lambda x: x**2).bind(batch), params).to_dense()
+    for chunking in ({}, {"chunk_size": 2, "memory": "keep"}, {"chunk_size": 2, "memory": "recompute"}):
+        value_fn = objective(square).bind(batch, **chunking)
+        np.testing.assert_allclose(hfopt.gauss_newton(value_fn, params).to_dense(), expected, rtol=1e-12)
 
 
 def test_plain_functions_are_refused_with_the_way_out():

@@ -9,8 +9,10 @@ from rich.console import Console
 from experiments.benchmarks import command, compiling, memory, products, report, scaling, step
 from experiments.benchmarks.measuring import Row, flops
 from experiments.benchmarks.networks import NETWORKS, Network
+from experiments.benchmarks.peers import PEERS
 from experiments.errors import ExperimentError
-from experiments.problems.models import CNN, MLP
+from experiments.problems.models import MLP
+from tests.cases import relative_error
 
 pytestmark = pytest.mark.float32
 SMALL = Network("mlp", "small", MLP((96,), 10, nn.relu), (256, 128), 1.2, rounds=1)
@@ -28,13 +30,26 @@ def test_the_arithmetic_of_a_product_is_that_of_its_matrices():
 
 
 def test_a_chunked_network_has_its_gradient_measured_too():
-    assert [row.path for row in products.measure(1, networks=[CHUNKED])] == ["hfopt", "its value_and_grad"]
+    assert [row.path for row in products.measure(1, networks=[CHUNKED])] == [
+        "hfopt, keep",
+        "hfopt, recompute",
+        "its value_and_grad",
+    ]
 
 
 def test_the_product_of_a_peer_is_the_same_product():
     pytest.importorskip("somax")
+    value_fn, params = SMALL.bind(), SMALL.params()
+    theirs, ours = (curvature(value_fn, params)(params) for curvature in (PEERS["somax"], products._ours))
+    assert relative_error(theirs, ours) < 1e-5
     paths = {row.path for row in products.measure(1, ["somax"], [SMALL])}
     assert paths == {"hfopt", "somax", "hfopt / somax"}
+
+
+def test_the_plain_product_is_the_same_product():
+    value_fn, params = SMALL.bind(), SMALL.params()
+    plain, ours = (curvature(value_fn, params)(params) for curvature in (products._plain, products._ours))
+    assert relative_error(plain, ours) < 1e-5
 
 
 def test_memory_is_that_of_a_chunk_or_grows_with_the_examples(monkeypatch):
@@ -49,8 +64,8 @@ def test_a_step_spends_the_products_and_losses_of_its_iterations(monkeypatch):
     monkeypatch.setattr(step, "NETWORKS", [SMALL])
     rows = step.measure(1)
     assert [row.target for row in rows] == [pytest.approx(1.2 * 12), pytest.approx(1.2 * 52)]
-    # One more product for the residual at the warm start, one loss for the trial step.
-    assert [(row.details["products"], row.details["losses"]) for row in rows] == [(11, 1), (51, 1)]
+    # One more product for the residual at the warm start; a loss for the trial step, and one to judge the last step.
+    assert [(row.details["products"], row.details["losses"]) for row in rows] == [(11, 2), (51, 2)]
 
 
 @pytest.mark.slow
@@ -70,12 +85,14 @@ def test_compiling_is_timed_anew_in_every_round():
 
 @pytest.mark.slow
 def test_the_work_of_a_step_divides_among_devices():
-    rows = scaling.measure((1, 2))
-    assert len(rows) == 4
+    rows = scaling.measure((1, 2, 4))
+    assert len(rows) == 8
     assert all(row.met for row in rows)
-    for one, two in (rows[:2], rows[2:]):
+    for one, two, four, constant in (rows[:4], rows[4:]):
         assert one.details["collectives"] == "none"
         assert "all-reduce" in two.details["collectives"]
+        assert two.details["collectives"] == four.details["collectives"]
+        assert constant.value == 1
 
 
 def test_operations_are_those_of_the_program():
@@ -105,9 +122,11 @@ def test_a_stored_baseline_shows_regressions(tmp_path, capsys):
     path = tmp_path / "baseline.json"
     report.save_baseline("products", ROWS, path)
     baseline = report.load_baseline("products", path)
-    assert baseline == {("net", "hfopt"): 1.1, ("net", "counted"): 100.0}
+    assert baseline.values == {("net", "hfopt"): 1.1, ("net", "counted"): 100.0}
+    report.save_baseline("products", [Row("other net", "hfopt", 2.0)], path)
+    assert len(report.load_baseline("products", path).values) == 3
     worse = [Row.timed("net", "hfopt", [1.2]), Row("net", "counted", 101.5), Row("net", "other", 1.0)]
-    found = [report.is_regression(row, baseline.get((row.name, row.path))) for row in worse]
+    found = [report.is_regression(row, baseline.values.get((row.name, row.path))) for row in worse]
     assert found == [False, True, False]  # what is timed is uncertain, what is counted is not
     report.print_table("Title", "", worse, baseline, Console())
     printed = capsys.readouterr().out
@@ -120,7 +139,7 @@ def test_a_stored_baseline_shows_regressions(tmp_path, capsys):
 def test_the_command_compares_and_prints_json(monkeypatch, capsys):
     rows = [Row("MLP", "hfopt", 1.5)]
     monkeypatch.setattr(products, "measure", lambda *_: rows)
-    monkeypatch.setattr(command, "load_baseline", lambda what: {("MLP", "hfopt"): 1.0})
+    monkeypatch.setattr(command, "load_baseline", lambda what: report.Baseline("", {("MLP", "hfopt"): 1.0}))
     assert command.main(["products", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["value"] == 1.5
     assert command.main(["products", "--compare"]) == 1
@@ -135,6 +154,5 @@ def test_wrong_arguments_are_exit_code_2(arguments):
 
 
 def test_the_stored_baseline_names_rows_that_exist():
-    stored = report.load_baseline("products")
+    stored = report.load_baseline("products").values
     assert {name for name, _ in stored} == {network.name for network in NETWORKS}
-    assert isinstance(NETWORKS[1].model, CNN)
