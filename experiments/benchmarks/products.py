@@ -17,7 +17,7 @@ from hfopt.losses import output_hessian
 TITLE = "One product inside the CG loop / one value_and_grad"
 NOTE = (
     "arithmetic: the same ratio of operations as XLA counts them, for a product where the model is linearised already. "
-    "plain: one linearisation, and convolutions as the model wrote them. keep, recompute: the memory of Objective.bind. "
+    "plain: one linearisation, convolutions as the model wrote them. keep, recompute: the memory of Objective.bind. "
     "A product is timed as the difference of two solves of different length."
 )
 _FEW = 2  # CG iterations of the shorter solve
