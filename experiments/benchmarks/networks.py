@@ -114,8 +114,8 @@ def _without_statistics(model: nn.Module) -> Callable[[Any, Any], Any]:
 _CNN = CNN((32, 64, 64), (5, 3, 3), _CLASSES, nn.relu, nn.max_pool)  # of simpleNN
 NETWORKS = (
     Network("mlp", "MLP 784-500-250-10, batch 512", MLP((500, 250), _CLASSES, nn.relu), (512, 784), 1.17, rounds=41),
-    Network("cnn", "CNN of simpleNN, batch 256", _CNN, (256, 28, 28, 1), 1.0, rounds=7),
-    Network("chunked", "the CNN in 4 chunks", _CNN, (256, 28, 28, 1), 1.15, rounds=7, chunk_size=64),
+    Network("cnn", "CNN of simpleNN, batch 256", _CNN, (256, 28, 28, 1), 1.0, rounds=5),
+    Network("chunked", "the CNN in 4 chunks", _CNN, (256, 28, 28, 1), 1.15, rounds=5, chunk_size=64),
     Network("resnet", "ResNet with BatchNorm, batch 64", ResNet(), (64, 32, 32, 3), 1.2, rounds=11),
     Network("lstm", "LSTM over 50 steps, batch 64", LSTM(), (64, 50, 32), 1.6, rounds=21, countable=LSTM(unroll=50)),
     Network("transformer", "Transformer, 2 layers, batch 32", Transformer(), (32, 32, 64), 1.3, rounds=21),

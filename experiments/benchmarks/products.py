@@ -20,7 +20,7 @@ NOTE = (
     "plain: one linearisation, convolutions as the model wrote them. keep, recompute: the memory of Objective.bind. "
     "A product is timed as the difference of two solves of different length."
 )
-_FEW = 2  # CG iterations of the shorter solve
+_FEW = 1  # CG iterations of the shorter solve
 
 Product = Callable[[Any], Any]
 Curvature = Callable[[hfopt.ValueFn, Any], Product]
@@ -42,7 +42,7 @@ class _Path(NamedTuple):
 
     curvature: Curvature
     value_fn: hfopt.ValueFn
-    iterations: int = 12
+    iterations: int = 11
 
 
 def _ratios(network: Network, rounds: int, peers: Sequence[str]) -> list[Row]:
@@ -84,7 +84,7 @@ def _paths(network: Network, whole: hfopt.ValueFn, peers: Sequence[str]) -> dict
     if network.chunk_size is not None:
         return {f"hfopt, {kind}": _Path(_ours, network.bind(memory=kind)) for kind in ("keep", "recompute")}
     paths = {"hfopt": _Path(_ours, whole)}
-    slow = 4 if network.key == "cnn" else 12  # a few products of many gradients each measure it well enough
+    slow = 2 if network.key == "cnn" else 11  # one product of many gradients measures it well enough
     if network.key == "cnn":
         paths["plain"] = _Path(_plain, whole, slow)
     if network.key in ("mlp", "cnn"):
@@ -113,7 +113,7 @@ def _plain(value_fn: hfopt.ValueFn, params: Any) -> Product:
 
 
 def _arithmetic(network: Network) -> float:
-    """Operations of one product, over those of one value_and_grad, from compiled programs."""
+    """Operations of one product, over those of one value_and_grad, as XLA counts them."""
     value_fn, params = network.bind(chunked=False, countable=True), network.params()
 
     def products(count: int, params: Any, vectors: list[Any]) -> Any:
