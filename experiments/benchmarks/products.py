@@ -67,7 +67,7 @@ def _ratios(network: Network, rounds: int, peers: Sequence[str]) -> list[Row]:
         return [a / b for a, b in zip(some, others, strict=True)]
 
     main, *others = paths
-    details = {"arithmetic": _arithmetic(network), "value_and_grad (ms)": 1e3 * statistics.median(times["gradient"])}
+    details = {"arithmetic": arithmetic(network), "value_and_grad (ms)": 1e3 * statistics.median(times["gradient"])}
     rows = [Row.timed(network.name, main, over(seconds(main), times["gradient"]), network.target, **details)]
     rows += [Row.timed(network.name, name, over(seconds(name), times["gradient"])) for name in others]
     for peer in (name for name in others if name in PEERS):
@@ -112,7 +112,7 @@ def _plain(value_fn: hfopt.ValueFn, params: Any) -> Product:
         return lambda v: vjp(loss_hessian(jvp(v)))[0]
 
 
-def _arithmetic(network: Network) -> float:
+def arithmetic(network: Network) -> float:
     """Operations of one product, over those of one value_and_grad, as XLA counts them."""
     value_fn, params = network.bind(chunked=False, countable=True), network.params()
 
