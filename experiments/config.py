@@ -68,6 +68,8 @@ class Problem(Section):
     model: Annotated[MLP | CNN, Discriminator("kind")]
     loss: Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"] = "softmax_cross_entropy"
     l2: NonNegativeFloat = 0.0
+    # Of matrix products in training: 'highest' keeps float32 out of TF32 and bf16 passes; evaluation always uses it.
+    precision: Literal["highest", "high", "default"] = "highest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ class Batches(Section):
     evaluation: PositiveInt | OpenFraction | Literal["same", "curvature"] = "same"
     # Examples computed at a time, which bounds memory and changes no result; null: all at once.
     chunk_size: PositiveInt | None = None
+    # What chunked products do with the residuals of the forward pass; see `hfopt.Objective.bind`.
+    memory: Literal["auto", "keep", "recompute"] = "auto"
 
     def __post_init__(self) -> None:
         both_counts = isinstance(self.gradient, int) and isinstance(self.curvature, int)
@@ -106,6 +110,8 @@ class Batches(Section):
             )
         if self.gradient == "full" and self.gradient_growth is not None:
             raise ValueError("gradient_growth has no use with gradient: full; leave it out")
+        if self.memory != "auto" and self.chunk_size is None:
+            raise ValueError(f"memory: {self.memory} has no use without a chunk_size; leave it out, or give one")
         if self.curvature == "same":
             idle = {
                 "curvature_growth": self.curvature_growth is not None,

@@ -102,6 +102,7 @@ def build_plan(config: Config, problem: Problem, mesh: Mesh | None = None) -> Pl
         optimizer=build_optimizer(config.training, steps, batches.steps_for(epochs=1)),
         batches=batches,
         chunk_size=config.training.batches.chunk_size,
+        memory=config.training.batches.memory,
         steps=steps,
         seed=config.seed,
         recording=config.recording,

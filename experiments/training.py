@@ -24,6 +24,7 @@ from experiments.placement import Share, split
 from experiments.problems.dataset import Examples
 from experiments.problems.problem import Params, Problem
 from hfopt import sharding
+from hfopt.objective import Memory
 
 Row = dict[str, Any]  # one line of metrics.jsonl: names -> numbers, strings or booleans
 
@@ -83,6 +84,7 @@ class Plan:
     steps: int
     seed: int
     recording: config.Recording
+    memory: Memory = "auto"
     mesh: Mesh | None = None  # of the devices that share every batch; None: one device
 
     def rows(self, step: int) -> Rows:
@@ -128,7 +130,7 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
     else:
         state, accounts = plan.everywhere(start[0]), start[1]
 
-    train_step = make_train_step(problem, plan.optimizer, plan.chunk_size)
+    train_step = make_train_step(problem, plan.optimizer, plan.chunk_size, plan.memory)
     compiled, compiled_for = None, None  # for the present sizes alone: earlier ones never come back
     while accounts.steps < plan.steps:
         sizes = plan.batches.sizes(accounts.steps)
@@ -166,14 +168,14 @@ def has_diverged(row: Row) -> bool:
     return not math.isfinite(row.get("loss", 0.0)) and row.get("accepted", True)
 
 
-def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None) -> Any:
+def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None, memory: Memory = "auto") -> Any:
     """The jitted step (state, data, rows) -> (state, report).
 
     data: (images, targets) of the whole training set. rows: `Rows` of it. report: scalars, `loss` (the objective on the
     gradient's batch, before the step) and what the optimizer tells; the loss it compares its `new_loss` with is
     `evaluation_loss` where there is an evaluation batch. The state's buffers are donated.
     """
-    objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2)
+    objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2, precision=problem.precision)
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, data: Any, rows: Rows) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -184,6 +186,7 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
             curvature_batch=_curvature_batch(data, batch, rows),
             evaluation_batch=None if rows.evaluation is None else _take(data, rows.evaluation),
             chunk_size=chunk_size,
+            memory=memory,
         )
         value, grad = jax.value_and_grad(value_fn)(params)
         updates, opt_state = optimizer.transformation.update(

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -50,23 +51,26 @@ def _measured(name: str, arguments: argparse.Namespace) -> tuple[str, str, list[
     """Title, note and rows."""
     match name:
         case "products":
-            rows = products.measure(arguments.rounds, arguments.peer, _networks(arguments.network))
+            rows = products.measure(arguments.rounds, arguments.peer, _networks(arguments))
             return products.TITLE, products.NOTE, rows
         case "step simplenn":
             return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, step.measure_simplenn(arguments.rounds)
         case "step":
-            return step.TITLE, step.NOTE, step.measure(arguments.rounds)
+            return step.TITLE, step.NOTE, step.measure(arguments.rounds, _networks(arguments)[0])
         case "memory":
             return memory.TITLE, memory.NOTE, memory.measure()
         case "scaling":
             return scaling.TITLE, scaling.NOTE, scaling.measure()
         case _:
-            rows = compiling.measure(arguments.rounds, _networks(arguments.network))
+            rows = compiling.measure(arguments.rounds, _networks(arguments))
             return compiling.TITLE, compiling.NOTE, rows
 
 
-def _networks(keys: Sequence[str] | None) -> list[Network]:
-    return [network for network in NETWORKS if keys is None or network.key in keys]
+def _networks(arguments: argparse.Namespace) -> list[Network]:
+    """The networks asked for, with matrix products of the precision asked for."""
+    keys = getattr(arguments, "network", None)
+    chosen = [network for network in NETWORKS if keys is None or network.key in keys]
+    return [replace(network, precision=arguments.precision) for network in chosen]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("products", "step", "compile"):
             rounds = partial(_positive, "rounds")
             command.add_argument("--rounds", type=rounds, help="interleaved rounds to take the median of")
+            command.add_argument(
+                "--precision",
+                choices=["highest", "high", "default"],
+                default="highest",
+                help="of matrix products; the default keeps float32 out of TF32 and bf16 passes on GPU and TPU",
+            )
         if name in ("products", "compile"):
             keys = [network.key for network in NETWORKS]
             command.add_argument("--network", choices=keys, action="append", help="only this one (default: all)")

@@ -11,6 +11,7 @@ import optax
 
 import hfopt
 from experiments.problems.models import CNN, MLP
+from hfopt.objective import Memory
 
 _CLASSES = 10
 
@@ -92,16 +93,18 @@ class Network:
     rounds: int
     chunk_size: int | None = None
     countable: nn.Module | None = None
+    precision: str = "highest"
 
     def params(self) -> Any:
         """θ₀."""
         variables = jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((2, *self.shape[1:])))
         return {"params": variables["params"]}
 
-    def bind(self, *, chunked: bool = True, countable: bool = False, memory: Any = "auto") -> hfopt.ValueFn:
+    def bind(self, *, chunked: bool = True, countable: bool = False, memory: Memory = "auto") -> hfopt.ValueFn:
         """Softmax cross-entropy on random data; BatchNorm uses the statistics of the batch."""
         model = self.countable if countable and self.countable is not None else self.model
-        objective = hfopt.Objective(_without_statistics(model), optax.losses.softmax_cross_entropy_with_integer_labels)
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels
+        objective = hfopt.Objective(_without_statistics(model), loss, precision=self.precision)
         key = jax.random.key(1)
         batch = jax.random.normal(key, self.shape), jax.random.randint(key, self.shape[:1], 0, _CLASSES)
         return objective.bind(batch, chunk_size=self.chunk_size if chunked else None, memory=memory)

@@ -13,7 +13,7 @@ import optax
 
 import hfopt
 from experiments.benchmarks.measuring import Row, flops, interleaved
-from experiments.benchmarks.networks import NETWORKS
+from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.products import arithmetic
 from experiments.problems.digits import load_digits
 from experiments.problems.models import CNN
@@ -34,9 +34,8 @@ _ITERATIONS = (10, 50)
 _ROUNDS, _SIMPLENN_STEPS, _GN_SIZE = 15, 6, 288
 
 
-def measure(rounds: int | None = None) -> list[Row]:
-    """A row for each number of CG iterations, with and without a warm start, on the MLP."""
-    network = NETWORKS[0]
+def measure(rounds: int | None = None, network: Network = NETWORKS[0]) -> list[Row]:
+    """A row for each number of CG iterations, with and without a warm start."""
     value_fn, params = network.bind(), network.params()
     gradient = jax.jit(lambda params, f: jax.value_and_grad(f)(params))
     programs: dict[str, Callable[[], Any]] = {"gradient": partial(gradient, params, value_fn)}

@@ -39,6 +39,7 @@ class Problem:
     model: nn.Module
     loss: Callable[..., jax.Array]
     l2: float
+    precision: str = "highest"
 
     def init(self, seed: int) -> Params:
         """Initial parameters, a function of the seed alone."""
@@ -63,7 +64,8 @@ def build_problem(settings: config.Problem, data_dir: str | os.PathLike[str] | N
       DataError: the data cannot be had, or has fewer examples than the configuration asks for.
     """
     dataset = standardized(_restricted(_load(settings.data.name, data_dir), settings.data))
-    return Problem(dataset, build_model(settings.model, dataset.classes), _LOSSES[settings.loss], settings.l2)
+    model = build_model(settings.model, dataset.classes)
+    return Problem(dataset, model, _LOSSES[settings.loss], settings.l2, settings.precision)
 
 
 def _load(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:

@@ -60,9 +60,8 @@ def test_memory_is_that_of_a_chunk_or_grows_with_the_examples(monkeypatch):
     assert used[kept, "400 images"] > 1.5 * used[kept, "200 images"] > used[recomputed, "200 images"]
 
 
-def test_a_step_spends_the_products_and_losses_of_its_iterations(monkeypatch):
-    monkeypatch.setattr(step, "NETWORKS", [SMALL])
-    rows = step.measure(1)
+def test_a_step_spends_the_products_and_losses_of_its_iterations():
+    rows = step.measure(1, SMALL)
     assert [row.target for row in rows] == [pytest.approx(1.2 * (k + 2)) for k in (10, 10, 50, 50)]
     # One more product for the residual at the warm start; a loss for the trial step, and one to judge the last step.
     assert [(row.details["products"], row.details["losses"]) for row in rows] == [(11, 2), (10, 2), (51, 2), (50, 2)]
