@@ -13,7 +13,11 @@ import hfopt
 from tests.cases import CASES, dense_gauss_newton, dense_hessian, dense_value, relative_error
 from tests.loops import NEWTON, STYLES, run, train_step
 
-NAMES = ["mlp-softmax-integer", "cnn-softmax-integer", "rnn-squared"]
+NAMES = [
+    "mlp-softmax-integer",
+    pytest.param("cnn-softmax-integer", marks=pytest.mark.slow),
+    pytest.param("rnn-squared", marks=pytest.mark.slow),
+]
 
 
 def head_only(params):

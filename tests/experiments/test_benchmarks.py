@@ -52,6 +52,7 @@ def test_the_plain_product_is_the_same_product():
     assert relative_error(plain, ours) < 1e-5
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_chunk_or_grows_with_the_examples(monkeypatch):
     monkeypatch.setattr(memory, "_CHUNK", 10)
     used = {(row.path, row.name): row.value for row in memory.measure((200, 400), image=8)}
