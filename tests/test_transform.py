@@ -223,6 +223,7 @@ def test_the_signature_is_the_one_the_contract_fixes():
         "curvature_batch",
         "chunk_size",
         "evaluation_batch",
+        "memory",
     ]
     fields = "loss new_loss reduction_ratio damping cg_steps cg_stop step_size products accepted"
     assert set(fields.split()) <= set(hfopt.StepInfo._fields)

@@ -129,7 +129,7 @@ def test_a_distance_sees_one_chunk_at_a_time():
         rows.add(len(x))
         return objective.predict(p, x)
 
-    value_fn = hfopt.Objective(predict, objective.loss).bind(batch, chunk_size=2)
+    value_fn = hfopt.Objective(predict, objective.loss).bind(batch, chunk_size=2, memory="recompute")
     metric = hfopt.structural(lambda outputs: outputs["hidden"], distance=optax.losses.huber_loss)
     metric.product((), value_fn, params)(optax.tree.ones_like(params))
     assert rows == {2}
