@@ -155,7 +155,7 @@ class Structural:
             l2=0.0,
         )
         # There are no targets: a distance is taken from the states themselves.
-        bound = hidden.bind((inputs, inputs, weights), chunk_size=value_fn.chunk_size)
+        bound = hidden.bind((inputs, inputs, weights), chunk_size=value_fn.chunk_size, memory=value_fn.memory)
         operator = outer_product(bound, params) if self.distance is None else sandwich(bound, params, _at_distance_zero)
 
         def product(v: Any) -> Any:
