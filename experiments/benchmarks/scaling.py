@@ -39,7 +39,8 @@ def measure(devices: tuple[int, ...] = _DEVICES) -> list[Row]:
         for count in devices:
             found = reports[count][name]
             details = {"Mflop a device": found["flops"] / 1e6, "collectives": found["collectives"]}
-            rows.append(Row(name, f"{count} device{'s' if count > 1 else ''}", found["flops"] * count / one, _TARGET, details=details))
+            path = f"{count} devices" if count > 1 else "1 device"
+            rows.append(Row(name, path, found["flops"] * count / one, _TARGET, details=details))
         counts = [sum(reports[count][name]["counted"].values()) for count in devices if count > 1]
         rows.append(Row(name, "most / fewest collectives", max(counts) / min(counts), 1.0))
     return rows
