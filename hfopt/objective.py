@@ -88,8 +88,8 @@ class Objective:
           curvature_batch: the examples curvature products average over; ``None``: those of ``batch``.
           evaluation_batch: the examples that judge a step: trial losses and the reduction ratio are computed on them;
             ``None``: those of ``batch``.
-          chunk_size: the most examples to evaluate at once. Memory is then bounded by one chunk; values, gradients
-            and products are the same sums. ``None``: all at once.
+          chunk_size: the most examples to evaluate at once. Memory is then that of one chunk, besides what ``memory``
+            lets products keep; values, gradients and products are the same sums. ``None``: all at once.
             Chunks are equal; where no number of them up to twice as many as it takes divides the number of examples,
             the data are copied once to fill the last one.
           memory: what chunked products do with what they need of the forward pass (residuals and derivatives of the

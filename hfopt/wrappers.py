@@ -31,7 +31,7 @@ def masked(tx: optax.GradientTransformationExtraArgs, mask: Any) -> optax.Gradie
 
     Returns:
       A transformation whose state is that of ``tx`` on the kept parameters, so that ``state.info`` reads as always.
-      Frozen parameters may have any dtype.
+      Frozen parameters may have any dtype; where the batch is chunked, one that has a gradient.
 
     Raises:
       ValueError: the mask does not fit the parameters, or keeps none of them; ``params`` is missing.

@@ -54,8 +54,8 @@ def average(
             quadratic = lambda v: sum_over_chunks(lambda rows: products(rows)[1](v), chunked)  # noqa: E731
             if _keeps_residuals(value_fn.memory, products, chunked, example):
                 # The sum is linear in v: its linear part is what is left when all that does not depend on v has been
-                # computed, chunk by chunk, and kept.
-                product = jax.linearize(product, jax.tree.map(jnp.zeros_like, params))[1]
+                # computed, chunk by chunk, and kept. That runs in a loop too, so its convolutions are rewritten first.
+                product = jax.linearize(canonical(product), jax.tree.map(jnp.zeros_like, params))[1]
         else:
             product, quadratic = products(examples(value_fn.averaged))
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.

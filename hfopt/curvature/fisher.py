@@ -83,7 +83,7 @@ def fisher(
     if samples != "exact" and key is None:
         raise TypeError('fisher: drawing labels needs a `key`, e.g. jax.random.key(0); or pass samples="exact".')
 
-    batch = value_fn.batch if value_fn.curvature_batch is None else value_fn.curvature_batch
+    batch = value_fn.averaged
     # The number of an example travels with its target: what it draws must not depend on the chunk it falls into.
     numbered = Batch(batch.inputs, (batch.targets, jnp.arange(size(batch))), batch.weights)
 

@@ -6,7 +6,6 @@ import jax
 import optax
 
 from hfopt.batch import Examples
-from hfopt.convolutions import canonical
 from hfopt.curvature.average import Products, average
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
@@ -34,7 +33,7 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
 
     def products(rows: Examples) -> Products:
         # Not the gradient of value_fn itself: differentiated again, its rule for a chunked batch is slow.
-        gradient = canonical(jax.grad(lambda p: value_fn.objective.mean_loss(p, rows)))
+        gradient = jax.grad(lambda p: value_fn.objective.mean_loss(p, rows))
         product = jax.linearize(gradient, params)[1]
         return product, lambda v: optax.tree.vdot(v, product(v))
 
