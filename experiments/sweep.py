@@ -114,8 +114,10 @@ def _tuned(cell: Cell, tried: Mapping[str, list[Result]], tune_by: str) -> Line:
     """The line of a cell, still without runs, with the candidate of the least score."""
     if not cell.row.tune:
         return Line(cell, [], [])
-    results = [tried[candidate.title] for candidate in cell.candidates()]
-    trials = [Trial(cell, _median(runs, tune_by), runs) for cell, runs in zip(cell.candidates(), results, strict=True)]
+    trials = []
+    for candidate in cell.candidates():
+        results = tried[candidate.title]
+        trials.append(Trial(candidate, _median(results, tune_by), results))
     return Line(min(trials, key=lambda trial: trial.score).cell, [], trials)
 
 

@@ -54,7 +54,7 @@ def _measured(name: str, arguments: argparse.Namespace) -> tuple[str, str, list[
             rows = products.measure(arguments.rounds, arguments.peer, _networks(arguments))
             return products.TITLE, products.NOTE, rows
         case "step simplenn":
-            return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, step.measure_simplenn(arguments.rounds)
+            return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, step.measure_simplenn(arguments.rounds, arguments.precision)
         case "step":
             return step.TITLE, step.NOTE, step.measure(arguments.rounds, _networks(arguments)[0])
         case "memory":

@@ -73,11 +73,14 @@ def _loop(tx: Any, params: Any, value_fn: hfopt.ValueFn) -> Callable[[], Any]:
     return program
 
 
-def measure_simplenn(rounds: int | None = None, size: int = 28, steps: int = _SIMPLENN_STEPS) -> list[Row]:
+def measure_simplenn(
+    rounds: int | None = None, precision: str = "highest", size: int = 28, steps: int = _SIMPLENN_STEPS
+) -> list[Row]:
     """The first steps of simpleNN's method, and one product.
 
     Args:
-      rounds: of the measurement of a product.
+      rounds: to take the median of, for the product and for every step.
+      precision: of matrix products.
       size: of the images.
       steps: how many to take.
     """
@@ -86,7 +89,8 @@ def measure_simplenn(rounds: int | None = None, size: int = 28, steps: int = _SI
     images -= images.mean(axis=0)
     targets = jax.nn.one_hot(jnp.asarray(train.labels), 10)
     model = CNN((32, 64, 64), (5, 3, 3), 10, nn.relu, nn.max_pool)
-    objective = hfopt.Objective(model.apply, lambda z, y: optax.losses.squared_error(z, y).sum(-1), l2=1 / len(train))
+    loss = lambda z, y: optax.losses.squared_error(z, y).sum(-1)  # noqa: E731
+    objective = hfopt.Objective(model.apply, loss, l2=1 / len(train), precision=precision)
     params = model.init(jax.random.key(0), images[:1])
     drawn = np.random.default_rng(0)
     bind = lambda rows: objective.bind((images, targets), curvature_batch=(images[rows], targets[rows]))  # noqa: E731
