@@ -1,10 +1,16 @@
 """A problem small enough to train in a second, as the YAML a user would write."""
 
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+
+from experiments.config_file import load_config
+from experiments.problems.problem import build_problem
+from experiments.runner import build_plan
+from experiments.training import Accounts, train
 
 SMALL = """
 name: small
@@ -39,3 +45,26 @@ def small_file(tmp_path: Path) -> Path:
 def console() -> Console:
     """A console that is no terminal, and shows nothing."""
     return Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """The plan of the small problem under overrides; each is built once."""
+    path = tmp_path_factory.mktemp("plan") / "small.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+
+    @cache
+    def build(*overrides: str):
+        config = load_config(path, overrides)
+        return build_plan(config, build_problem(config.problem))
+
+    return build
+
+
+@cache  # by the identity of the plan: tests of the same run share it
+def recorded_run(plan) -> list[tuple[dict, Accounts]]:
+    return [(moment.row, moment.accounts) for moment in train(plan)]
+
+
+def rows(plan) -> list[dict]:
+    return [row for row, _ in recorded_run(plan)]
