@@ -11,6 +11,7 @@ from typing import get_args
 
 from rich.console import Console
 
+from experiments.arguments import positive_integer
 from experiments.comparison import compare
 from experiments.config import Config, OptimizerName
 from experiments.config_file import dump_config, load_config
@@ -128,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sharing = argparse.ArgumentParser(add_help=False)
     sharing.add_argument(
-        "--devices", metavar="N", type=_positive, help="split every batch over N devices; on CPU they are simulated"
+        "--devices",
+        metavar="N",
+        type=positive_integer,
+        help="split every batch over N devices; on CPU they are simulated",
     )
 
     one = commands.add_parser("run", parents=[settings, places, resuming, sharing], help="train with one optimizer")
@@ -145,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", parents=[places], help="train with many settings from many seeds, one table of medians"
     )
     many.add_argument("sweep", metavar="SWEEP", help="a YAML file, such as configs/sweeps/digits.yaml")
-    many.add_argument("--jobs", metavar="N", type=_positive, help="runs at a time (default: one a usable core)")
+    many.add_argument("--jobs", metavar="N", type=positive_integer, help="runs at a time (default: one a usable core)")
     many.set_defaults(command=_sweep)
 
     show = commands.add_parser(
@@ -156,12 +160,6 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", add_help=False, help="measure hfopt itself; see bench --help")
     bench.set_defaults(command=_bench)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"should be a positive integer, got '{text}'")
-    return int(text)
 
 
 if __name__ == "__main__":

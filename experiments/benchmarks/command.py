@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from rich.console import Console
 
 from experiments import benchmarks
+from experiments.arguments import positive_integer, positive_number
 from experiments.benchmarks import compiling, convergence, memory, preconditioning, products, scaling, step
 from experiments.benchmarks.measuring import Row
 from experiments.benchmarks.networks import NETWORKS, Network
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary in _BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name == "convergence":
-            command.add_argument("--C", type=_above_zero, default=1.0, help="inverse weight of the penalty")
+            command.add_argument("--C", type=positive_number, default=1.0, help="inverse weight of the penalty")
             continue
         command.add_argument("--json", action="store_true", help="print the rows as JSON")
         if name == "preconditioners":
@@ -89,8 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--save", action="store_true", help="store the values as the baseline")
         if name in ("products", "step", "compile"):
-            rounds = partial(_positive, "rounds")
-            command.add_argument("--rounds", type=rounds, help="interleaved rounds to take the median of")
+            command.add_argument("--rounds", type=positive_integer, help="interleaved rounds to take the median of")
             command.add_argument(
                 "--precision",
                 choices=["highest", "high", "default"],
@@ -107,19 +106,3 @@ def _parser() -> argparse.ArgumentParser:
         if name == "step":
             command.add_argument("--case", choices=["simplenn"], help="the work of simpleNN instead of the MLP")
     return parser
-
-
-def _positive(what: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{what} must be at least 1, got {text}")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return value

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -40,16 +41,10 @@ def test_a_run_on_eight_devices_is_that_of_one(small_file, tmp_path):
     assert '"devices": 8' in next((tmp_path / "eight").glob("*/*/environment.json")).read_text()
 
 
-def test_what_is_repeated_to_fill_the_devices_weighs_nothing():
-    class Mesh:
-        """Stands in for four devices, of which there are none here."""
-
-        size = 4
-
-    placed = pytest.MonkeyPatch()
-    with placed.context() as patch:
-        patch.setattr(sharding, "shard_batch", lambda batch, mesh: batch)
-        rows = split(Rows(np.arange(5, 11), np.array([4, 0]), None), 20, Mesh())
+def test_what_is_repeated_to_fill_the_devices_weighs_nothing(monkeypatch):
+    monkeypatch.setattr(sharding, "shard_batch", lambda batch, mesh: batch)
+    four_devices = SimpleNamespace(size=4)  # there are none here to make a mesh of
+    rows = split(Rows(np.arange(5, 11), np.array([4, 0]), None), 20, four_devices)
     assert rows.gradient.rows.tolist() == [5, 6, 7, 8, 9, 10, 5, 6]
     assert rows.gradient.weights.tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
     assert rows.curvature.rows.tolist() == [9, 5, 9, 5]  # numbers of rows of the data

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = (
     "errors",
+    "arguments",
     "settings_file",
     "config",
     "config_file",
