@@ -10,6 +10,8 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 TESTS ?= tests
+# The fast tests compile far more than they compute; the slow ones are compiled as users' programs are.
+COMPILE_FAST = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=1"
 
 .PHONY: demo test test-core test-slow lint bench constraints clean help
 
@@ -20,11 +22,11 @@ demo: $(READY)
 	$(RUN) -m experiments compare configs/digits_cnn.yaml
 
 test: $(READY)
-	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" $(TESTS)
+	$(COMPILE_FAST) $(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" $(TESTS)
 
 # The package itself, without the experiments: what a second interpreter is checked with.
 test-core: $(READY)
-	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" --ignore tests/experiments tests
+	$(COMPILE_FAST) $(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow" --ignore tests/experiments tests
 
 test-slow: $(READY)
 	$(RUN) -m pytest -n auto --maxprocesses 8 -m slow tests

@@ -23,14 +23,16 @@ from hfopt.solve.preconditioners import SquaredGradients as squared_gradients
 from hfopt.solve.stopping import RelativeProgress as relative_progress
 from hfopt.solve.stopping import RelativeResidual as relative_residual
 from hfopt.solve.stopping import Stop
-from hfopt.state import HessianFreeState, StepInfo
-from hfopt.transform import hessian_free
+from hfopt.state import DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
+from hfopt.transform import hessian_free, scale_by_gauss_newton
 from hfopt.wrappers import masked
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CGResult",
+    "DirectionInfo",
+    "GaussNewtonState",
     "HessianFreeState",
     "Objective",
     "Operator",
@@ -57,6 +59,7 @@ __all__ = [
     "presets",
     "relative_progress",
     "relative_residual",
+    "scale_by_gauss_newton",
     "scheduled_damping",
     "scheduled_trust",
     "second_moment",

@@ -17,9 +17,10 @@ from hfopt.control.backtracking import last_iterate, walk_back
 from hfopt.control.line_search import LineSearch
 from hfopt.control.negative_curvature import Course, follow
 from hfopt.control.outcome import Outcome
-from hfopt.curvature.operator import Operator
-from hfopt.solve.cg import CGResult, ConjugateGradient
+from hfopt.solve.cg import CGResult
 from hfopt.state import StepInfo
+from hfopt.system import System
+from hfopt.vectors import norm, vdot
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,15 @@ class Point:
 
     params: Any
     loss: jax.Array  # f(θ); its dtype is that of all scalars
-    grad: Any  # g, by which descent and the model are judged
+    descent: Any  # −g, by which a direction and the model are judged
     rhs: Any  # b: −g, or minus what the caller made of g
-    start: Any  # x₀ of CG, or None
-    operator: Operator  # A
-    metric: Callable[[Any], Any] | None  # v ↦ M v; None: the identity
+    system: System  # A + λM
     evaluate: Callable[[Any], jax.Array]  # params -> f, in a form that is fast inside loops
 
     @property
     def stationary(self) -> jax.Array:
         """Whether g = 0."""
-        return optax.tree.norm(self.grad) == 0
+        return norm(self.descent) == 0
 
     def step(self, alpha: jax.Array, direction: Any) -> Any:
         """α d, in the dtypes of the parameters."""
@@ -47,10 +46,6 @@ class Point:
     def loss_after(self, step: Any) -> jax.Array:
         """f(θ + s)."""
         return self.evaluate(optax.apply_updates(self.params, step)).astype(self.loss.dtype)
-
-    def metric_form(self, vector: Any) -> jax.Array:
-        """vᵀMv."""
-        return optax.tree.vdot(vector, vector if self.metric is None else self.metric(vector))
 
     def longest(self, damped_form: jax.Array, bound: jax.Array | None) -> jax.Array:
         """The length α ≤ 1 with which ½ (αd)ᵀ(A + λM)(αd) ≤ κ; 1 without a bound."""
@@ -73,9 +68,7 @@ def attempt(
     damping: jax.Array,
     bound: jax.Array | None,
     *,
-    solver: ConjugateGradient,
     line_search: LineSearch,
-    preconditioner: Callable[[Any], Any] | None,
     step_limit: Any,
 ) -> Attempt:
     """Solve with λ = ``damping``, choose direction and length, and accept or reject the step.
@@ -84,24 +77,19 @@ def attempt(
       at: where.
       damping: λ.
       bound: κ, or ``None``.
-      solver, preconditioner, step_limit: see `hfopt.cg`.
       line_search: the rule for the length.
+      step_limit: the most CG iterations.
     """
     dtype = at.loss.dtype
-    result = solver.solve(
-        at.operator,
-        at.rhs,
-        at.start,
-        damping=damping,
-        metric=at.metric,
-        preconditioner=preconditioner,
-        step_limit=step_limit,
-    )
+    result = at.system.solve(at.rhs, damping, step_limit)
     course, full_step_loss = _course(at, result, damping, bound)
     direction = course.direction
-    form = course.damped_form - damping * at.metric_form(direction)
+    squared_norm = vdot(direction, direction)
+    form = course.damped_form - damping * (
+        squared_norm if at.system.metric is None else at.system.metric_form(direction)
+    )
     length = at.longest(course.damped_form, bound)
-    slope = optax.tree.vdot(at.grad, direction).astype(dtype)
+    slope = -vdot(at.descent, direction).astype(dtype)
     trial_loss = lambda alpha: at.loss_after(at.step(alpha * length, direction))  # noqa: E731
     search = line_search.search(trial_loss, at.loss, length * slope, full_step_loss)
 
@@ -121,6 +109,7 @@ def attempt(
     step = at.step(alpha, direction)
     outcome = Outcome(
         step=optax.tree.where(accepted, step, optax.tree.zeros_like(step)),
+        squared_norm=(alpha**2 * squared_norm).astype(dtype),
         predicted=predicted,
         reduction_ratio=ratio(predicted),
         damped_ratio=ratio(model(alpha, course.damped_form)),
@@ -152,16 +141,17 @@ def _course(
     else:
         choice = walk_back(result, result.kept, lambda d: at.loss_after(at.step(one, d)))
     # CG ends with φ(d) = −bᵀd + ½ dᵀ(A + λM)d, so the quadratic forms follow without another product.
-    damped_form = 2 * (choice.model_value + optax.tree.vdot(at.rhs, choice.direction))
+    damped_form = 2 * (choice.model_value + vdot(at.rhs, choice.direction))
     course = Course(choice.direction, damped_form.astype(at.loss.dtype), result.products, choice.evaluations)
-    if not at.operator.indefinite:
+    operator = at.system.operator
+    if not operator.indefinite:
         return course, choice.loss if bound is None else None
 
     def damped(v: Any) -> jax.Array:
-        quadratic = at.operator.quadratic(optax.tree.cast_like(v, at.operator.example))
-        return quadratic + damping * at.metric_form(v)
+        quadratic = operator.quadratic(optax.tree.cast_like(v, operator.example))
+        return quadratic + damping * at.system.metric_form(v)
 
     def loss_along(direction: Any, damped_form: jax.Array) -> jax.Array:
         return at.loss_after(at.step(at.longest(damped_form, bound), direction))
 
-    return follow(course, result, at.operator, damped, at.grad, at.loss, loss_along), None
+    return follow(course, result, operator, damped, at.descent, at.loss, loss_along), None

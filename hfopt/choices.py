@@ -1,11 +1,13 @@
-"""Checks of the choices a step is made of, at the boundary where a caller hands them in."""
+"""Checks at the boundary: of the choices a transformation is made of, and of what its update is given."""
 
 import inspect
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.operator import Operator
+from hfopt.objective import ValueFn
 
 Curvature = Callable[..., Operator]
 
@@ -30,21 +32,52 @@ def takes_key(curvature: Curvature) -> bool:
     return parameter is not None and parameter.default in (None, inspect.Parameter.empty)
 
 
-def check_choices(curvature: Any, warm_start: Any, **choices: Any) -> None:
-    """Raise TypeError or ValueError, by the name of the argument, for a choice that is not of its kind."""
+def check_choices(where: str, curvature: Any, warm_start: Any, **choices: Any) -> None:
+    """Raise TypeError or ValueError, by the name of the argument of ``where``, for a choice that is not of its kind."""
     if not callable(curvature):
-        raise TypeError(f"hessian_free: `curvature` must be a function such as hfopt.gauss_newton, got {curvature!r}.")
+        raise TypeError(f"{where}: `curvature` must be a function such as hfopt.gauss_newton, got {curvature!r}.")
     for name, choice in choices.items():
         method, example = _KINDS[name]
         if choice is None and name in _OPTIONAL:
             continue
         if isinstance(choice, type) or not hasattr(choice, method):
-            raise TypeError(f"hessian_free: `{name}` must be an object such as {example}, got {choice!r}.")
-    if warm_start is None or callable(warm_start):
+            raise TypeError(f"{where}: `{name}` must be an object such as {example}, got {choice!r}.")
+    if warm_start is None or callable(warm_start) or _is_array(warm_start):
         return
     if not isinstance(warm_start, Real):
-        if hasattr(warm_start, "dtype"):  # an array, whose value may not be known yet
-            return
-        raise TypeError(f"hessian_free: `warm_start` must be a number, a schedule or None, got {warm_start!r}.")
+        raise TypeError(f"{where}: `warm_start` must be a number, a schedule or None, got {warm_start!r}.")
     if not 0 <= float(warm_start) <= 1:
-        raise ValueError(f"hessian_free: `warm_start` must lie in [0, 1] or be None, got {warm_start}.")
+        raise ValueError(f"{where}: `warm_start` must lie in [0, 1] or be None, got {warm_start}.")
+
+
+def check_damping(where: str, damping: Any) -> None:
+    """Raise TypeError or ValueError for a ``damping`` that is neither a positive number nor a schedule."""
+    if callable(damping) or _is_array(damping):
+        return
+    if not isinstance(damping, Real):
+        raise TypeError(
+            f"{where}: `damping` must be a number or a schedule, got {damping!r}; rules that learn from the steps "
+            "taken belong to hfopt.hessian_free, which takes them."
+        )
+    if not float(damping) > 0:
+        raise ValueError(f"{where}: `damping` must be positive, got {damping}.")
+
+
+def checked_call(where: str, params: Any, value_fn: Any) -> ValueFn:
+    """``value_fn`` of an update; raise ValueError or TypeError where it or ``params`` cannot be worked with."""
+    usage = "tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)"
+    if params is None:
+        raise ValueError(f"{where}: `params` is missing; call {usage}.")
+    if value_fn is None:
+        raise ValueError(
+            f"{where}: `value_fn` is missing. A second-order step evaluates the objective and its curvature: "
+            f"make value_fn = hfopt.Objective(predict, loss).bind(batch) and call {usage}."
+        )
+    check_value_fn(value_fn)
+    check_params(params)
+    return value_fn
+
+
+def _is_array(value: Any) -> bool:
+    """Whether ``value`` is an array, whose numbers may not be known yet."""
+    return hasattr(value, "dtype") and hasattr(value, "shape")

@@ -1,8 +1,16 @@
-"""What a Hessian-free step leaves behind: the state carried to the next one, and a report."""
+"""What a step leaves behind: the state carried to the next one, and a report."""
 
 from typing import Any, NamedTuple
 
 import jax
+
+
+class Carried(NamedTuple):
+    """What one system leaves to the next; fields of the state of every transformation."""
+
+    solution: Any  # the last solution, shaped like the parameters; () without warm start
+    metric: Any  # the state of the metric; () without one
+    preconditioner: Any  # the state of the preconditioner; () without one
 
 
 class StepInfo(NamedTuple):
@@ -31,3 +39,32 @@ class HessianFreeState(NamedTuple):
     metric: Any  # the state of the metric; () without one
     preconditioner: Any  # the state of the preconditioner; () without one
     info: StepInfo
+
+    @property
+    def carried(self) -> Carried:
+        """What the next linear system starts from."""
+        return Carried(self.solution, self.metric, self.preconditioner)
+
+
+class DirectionInfo(NamedTuple):
+    """How the last direction was found; scalars."""
+
+    damping: jax.Array  # λ it was solved with
+    cg_steps: jax.Array  # int32: CG iterations
+    cg_stop: jax.Array  # int32: why CG stopped, a `hfopt.Stop`
+    products: jax.Array  # int32: products with the curvature, for solve and preconditioner
+
+
+class GaussNewtonState(NamedTuple):
+    """State of `scale_by_gauss_newton`; a pytree of arrays."""
+
+    step: jax.Array  # int32: updates made
+    solution: Any  # the last CG solution, shaped like the parameters. () without warm start
+    metric: Any  # the state of the metric; () without one
+    preconditioner: Any  # the state of the preconditioner; () without one
+    info: DirectionInfo
+
+    @property
+    def carried(self) -> Carried:
+        """What the next linear system starts from."""
+        return Carried(self.solution, self.metric, self.preconditioner)

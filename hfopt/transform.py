@@ -1,6 +1,6 @@
-"""The Hessian-free step as an Optax gradient transformation.
+"""The Hessian-free step as an Optax gradient transformation, and the direction of its linear system alone.
 
-A step at θ, with the objective f, its gradient g and the curvature G on the batch:
+A step of `hessian_free` at θ, with the objective f, its gradient g and the curvature G on the batch:
 
 1. where trust is learned, judge the last step on this batch, which it had not seen;
 2. linearise the model once, and solve (G + λM) d = −g by conjugate gradients, from `warm_start` · the last solution;
@@ -23,20 +23,23 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.attempt import Attempt, Point, attempt
-from hfopt.choices import Curvature, check_choices, takes_key
+from hfopt.choices import Curvature, check_choices, check_damping, checked_call
 from hfopt.control.calibration import Calibrated
 from hfopt.control.damping import ByTrust, Damping
 from hfopt.control.line_search import FullStep, LineSearch
 from hfopt.control.negative_curvature import probe
 from hfopt.control.trust_region import Earned, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
-from hfopt.curvature.average import check_params, check_value_fn
+from hfopt.curvature.average import check_params
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.objective import ValueFn
-from hfopt.solve.cg import ConjugateGradient, widened
+from hfopt.solve.cg import ConjugateGradient
 from hfopt.solve.metrics import Metric
 from hfopt.solve.preconditioners import Preconditioner
-from hfopt.state import HessianFreeState, StepInfo
+from hfopt.solve.stopping import Stop
+from hfopt.state import DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
+from hfopt.system import Assembly
+from hfopt.vectors import norm, widened
 
 
 def hessian_free(
@@ -110,6 +113,7 @@ def hessian_free(
     """
 
     check_choices(
+        "hessian_free",
         curvature,
         warm_start,
         solver=solver,
@@ -120,7 +124,7 @@ def hessian_free(
         line_search=line_search,
     )
     region = Unbounded() if trust_region is None else trust_region
-    keyed = takes_key(curvature)
+    assembly = Assembly(curvature, solver, preconditioner, metric, warm_start, seed)
 
     def init(params: Any) -> HessianFreeState:
         check_params(params)
@@ -134,11 +138,9 @@ def hessian_free(
             step=none(),
             rejected=none(),
             next_damping=jnp.asarray(damping.initial, dtype) + zero(),  # an array of its own
-            solution=() if warm_start is None else widened(optax.tree.zeros_like(params)),
             trust=region.init(params, dtype),
-            metric=() if metric is None else metric.init(params),
-            preconditioner=() if preconditioner is None else preconditioner.init(params),
             info=info,
+            **assembly.init(params)._asdict(),
         )
 
     def update(
@@ -152,52 +154,31 @@ def hessian_free(
         **extra_args: Any,
     ) -> tuple[Any, HessianFreeState]:
         del extra_args
-        value_fn = _checked_value_fn(params, value_fn)
+        value_fn = checked_call("hessian_free", params, value_fn)
         judge, dtype = value_fn.judge, state.next_damping.dtype
         given = value is not None and judge is value_fn
         loss = jnp.asarray(value if given else judge(params), dtype)
-        tested = region.evaluations(state.trust) + jnp.int32(0 if given else 1)
         updates = widened(updates)
         grad = updates if grad is None else widened(grad)
 
         # What is done once a step, whatever λ will be.
-        key = {"key": jax.random.fold_in(jax.random.key(seed), state.step)} if keyed else {}
-        operator = curvature(value_fn, params, **key)
-        measuring: Any = ()
-        measure, unmeasure = None, None  # v ↦ M v, and its inverse
-        if metric is not None:
-            measuring = metric.update(state.metric, updates)
-            measure, unmeasure = metric.product(measuring, value_fn, params), metric.inverse(measuring)
-        preconditioning, spent = (), jnp.int32(0)
-        if preconditioner is not None:
-            preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
-            spent = preconditioning.setup_products
-        start = None
-        if warm_start is not None:
-            decay = warm_start(state.step) if callable(warm_start) else warm_start
-            start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
-        at = Point(params, loss, grad, optax.tree.scale(-1, updates), start, operator, measure, canonical(judge))
-        if operator.indefinite:
-            at = replace(at, rhs=probe(at.rhs, at.stationary, state.step))
-        trust = region.observe(state.trust, loss, lambda step: at.loss_after(optax.tree.scale(-1, step)))
+        system = assembly.assemble(state.carried, state.step, value_fn, params, updates)
+        descent, rhs = optax.tree.scale(-1, grad), optax.tree.scale(-1, updates)
+        at = Point(params, loss, descent, rhs, system, canonical(judge))
+        if system.operator.indefinite:
+            at = replace(at, rhs=probe(rhs, at.stationary, state.step))
+        before = lambda step: at.loss_after(optax.tree.scale(-1, step))  # noqa: E731
+        trust, tested = region.observe(state.trust, params, loss, before)
+        tested += jnp.int32(0 if given else 1)
         bound = None if trust_region is None else jnp.asarray(region.bound(trust), dtype)
 
         def attempted(used_damping: jax.Array, bound: jax.Array | None) -> Attempt:
-            return attempt(
-                at,
-                used_damping,
-                bound,
-                solver=solver,
-                line_search=line_search,
-                preconditioner=(
-                    unmeasure if preconditioner is None else preconditioner.inverse(preconditioning, used_damping)
-                ),
-                step_limit=region.cg_steps(trust),
-            )
+            return attempt(at, used_damping, bound, line_search=line_search, step_limit=region.cg_steps(trust))
 
+        spent = system.products
         used_damping = damping.current(state.next_damping, region.level(trust), state.step)
         if isinstance(damping, Calibrated):
-            sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)) & ~at.stationary
+            sound = jnp.isfinite(loss) & jnp.isfinite(norm(updates)) & ~at.stationary
             used_damping, products, evaluations = jax.lax.cond(
                 sound & (state.step == state.rejected),
                 partial(damping.calibrate, trial=lambda damping: attempted(damping, None)),
@@ -212,13 +193,88 @@ def hessian_free(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(outcome.accepted, 0, 1),
             next_damping=damping.update(used_damping, outcome),
-            solution=() if warm_start is None else optax.tree.where(keep, solution, optax.tree.zeros_like(solution)),
-            trust=region.update(trust, outcome),
-            metric=measuring,
-            preconditioner=preconditioning,
+            trust=region.update(trust, params, outcome),
+            **system.carry(solution, keep)._asdict(),
             info=info._replace(products=info.products + spent, evaluations=info.evaluations + tested),
         )
         return outcome.step, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_gauss_newton(
+    *,
+    curvature: Curvature = gauss_newton,
+    solver: ConjugateGradient = ConjugateGradient(max_steps=250),  # noqa: B008 - immutable
+    preconditioner: Preconditioner | None = None,
+    damping: float | Callable[[jax.Array], Any] = 0.01,
+    metric: Metric | None = None,
+    warm_start: float | Callable[[jax.Array], Any] | None = 0.8,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction (G + λM)⁻¹ g by truncated CG, with the sign of g: to chain and rescale as you like.
+
+    Where `hessian_free` makes a complete step, this is one link of a chain, as ``optax.scale_by_adam`` is. What stands
+    behind it gives it its sign and its length: ``optax.scale_by_learning_rate``, a clipping, a line search of Optax's.
+    g is what stands before it. Nothing here looks at the objective's values, so λ does not adapt.
+
+    Args:
+      curvature, solver, preconditioner, metric, warm_start, seed: as in `hessian_free`; the curvature must be positive
+        semi-definite.
+      damping: λ > 0, or a schedule of it over steps.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose update needs ``params`` and ``value_fn=…`` from
+      `hfopt.Objective.bind`. ``state.info`` is a `DirectionInfo`. Where a gradient or a product is not finite, the
+      direction is the last finite iterate of CG, or zero, and ``info.cg_stop`` is ``Stop.NONFINITE``.
+
+    Raises:
+      ValueError: ``damping`` is not positive; ``warm_start`` is outside [0, 1]; at an update, ``params`` or
+        ``value_fn`` is missing, or the curvature is indefinite.
+      TypeError: a choice is not an object of its kind; at an update, ``value_fn`` was not made by `Objective.bind`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, hfopt
+      >>> objective = hfopt.Objective(lambda params, x: x @ params["w"], optax.losses.squared_error)
+      >>> value_fn = objective.bind((jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0])))
+      >>> tx = optax.chain(hfopt.scale_by_gauss_newton(damping=1e-6), optax.scale_by_learning_rate(1.0))
+      >>> params = {"w": jnp.zeros(2)}
+      >>> updates, state = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
+      >>> bool(jnp.allclose(optax.apply_updates(params, updates)["w"], 1.0, atol=1e-4))
+      True
+    """
+    where = "scale_by_gauss_newton"
+    check_choices(where, curvature, warm_start, solver=solver, preconditioner=preconditioner, metric=metric)
+    check_damping(where, damping)
+    assembly = Assembly(curvature, solver, preconditioner, metric, warm_start, seed)
+
+    def init(params: Any) -> GaussNewtonState:
+        check_params(params)
+        none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - separate arrays: the state may be donated
+        info = DirectionInfo(jnp.zeros((), _scalar_dtype(params)), none(), none(), none())
+        return GaussNewtonState(step=none(), info=info, **assembly.init(params)._asdict())
+
+    def update(
+        updates: Any, state: GaussNewtonState, params: Any = None, *, value_fn: Any = None, **extra_args: Any
+    ) -> tuple[Any, GaussNewtonState]:
+        del extra_args
+        value_fn = checked_call(where, params, value_fn)
+        rhs, dtype = widened(updates), state.info.damping.dtype
+        system = assembly.assemble(state.carried, state.step, value_fn, params, rhs)
+        if system.operator.indefinite:
+            raise ValueError(
+                f"{where}: the curvature must be positive semi-definite, or its inverse may point uphill; take "
+                "hfopt.gauss_newton or hfopt.fisher, or hfopt.hessian_free, which copes with negative curvature."
+            )
+        used_damping = jnp.asarray(damping(state.step) if callable(damping) else damping, dtype)
+        result = system.solve(rhs, used_damping)
+        products = result.products + system.products
+        new_state = GaussNewtonState(
+            step=optax.safe_increment(state.step),
+            info=DirectionInfo(used_damping, result.steps, result.stop, products),
+            **system.carry(result.solution, result.stop != Stop.NONFINITE)._asdict(),
+        )
+        return optax.tree.cast_like(result.solution, params), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -227,17 +283,3 @@ def _scalar_dtype(params: Any) -> Any:
     """The dtype of losses, λ and ρ: the widest among the parameters, at least float32."""
     bits = max(jnp.finfo(jnp.result_type(leaf)).bits for leaf in jax.tree.leaves(params))
     return jnp.float64 if bits == 64 else jnp.float32
-
-
-def _checked_value_fn(params: Any, value_fn: ValueFn | None) -> ValueFn:
-    usage = "tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)"
-    if params is None:
-        raise ValueError(f"hessian_free: `params` is missing; call {usage}.")
-    if value_fn is None:
-        raise ValueError(
-            "hessian_free: `value_fn` is missing. A second-order step evaluates the objective and its curvature: "
-            f"make value_fn = hfopt.Objective(predict, loss).bind(batch) and call {usage}."
-        )
-    check_value_fn(value_fn)
-    check_params(params)
-    return value_fn

@@ -14,13 +14,14 @@ PACKAGE = Path(hfopt.__file__).parent
 
 # Data flows down this list: a module imports only from lines above its own, or from its own line.
 ORDER = [
-    ["convolutions", "batch"],
+    ["convolutions", "batch", "vectors"],
     ["losses"],
     ["objective"],
     ["curvature"],
     ["solve"],
     ["control"],
     ["state", "choices"],
+    ["system"],
     ["attempt"],
     ["transform"],
     ["presets", "wrappers"],

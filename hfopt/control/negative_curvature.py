@@ -20,6 +20,7 @@ import optax
 from hfopt.curvature.operator import Operator
 from hfopt.solve.cg import CGResult
 from hfopt.solve.stopping import Stop
+from hfopt.vectors import norm, vdot
 
 
 class Course(NamedTuple):
@@ -42,7 +43,7 @@ def follow(
     result: CGResult,
     operator: Operator,
     damped: Callable[[Any], jax.Array],
-    grad: Any,
+    descent: Any,
     loss: jax.Array,
     loss_after: Callable[[Any, jax.Array], jax.Array],
 ) -> Course:
@@ -53,30 +54,30 @@ def follow(
       result: how CG ended.
       operator: A.
       damped: v ↦ vᵀ(A + λM)v.
-      grad: g.
+      descent: −g.
       loss: f(θ).
       loss_after: f after the step along a direction d that the trust region allows, given d and dᵀ(A + λM)d.
 
     Source: the idea of Steihaug, "The conjugate gradient method and trust regions in large scale optimization", 1983,
     to continue from the last iterate along p; the length and the comparison by the objective are ours.
     """
-    stationary = optax.tree.norm(grad) == 0
+    stationary = norm(descent) == 0
     # What CG did with a random right-hand side is no step.
     here = optax.tree.where(stationary, jax.tree.map(jnp.zeros_like, course), course)
 
     def further() -> Course:
-        norm = optax.tree.norm(result.direction)
-        unit = jax.tree.map(lambda p: p / jnp.where(norm > 0, norm, 1).astype(p.dtype), result.direction)
+        length = norm(result.direction)
+        unit = jax.tree.map(lambda p: p / jnp.where(length > 0, length, 1).astype(p.dtype), result.direction)
         curvature = operator.quadratic(optax.tree.cast_like(unit, operator.example)).astype(loss.dtype)
         tau = jnp.sqrt(2 * jnp.abs(loss) / jnp.where(curvature < 0, -curvature, jnp.inf))
         beyond = jax.tree.map(lambda x, u: x + jnp.asarray(tau, x.dtype) * u, here.direction, unit)
         form = damped(beyond).astype(loss.dtype)
-        resting = optax.tree.norm(here.direction) == 0
+        resting = norm(here.direction) == 0
         gain, rest = loss_after(beyond, form), loss_after(here.direction, here.damped_form)
         # From a point that CG could not leave, the line search may look along p in any case. Uphill it never does, and
         # from a warm start p may lead there.
         better = (tau > 0) & (resting | (gain < jnp.where(jnp.isnan(rest), jnp.inf, rest)))
-        better &= optax.tree.vdot(grad, beyond) <= 0
+        better &= vdot(descent, beyond) >= 0
         chosen = optax.tree.where(better, Course(beyond, form, course.products, course.evaluations), here)
         return chosen._replace(products=course.products + 2, evaluations=course.evaluations + 2)
 

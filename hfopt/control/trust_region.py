@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.control.outcome import Outcome
+from hfopt.vectors import vdot
 
 
 class TrustRegion(Protocol):
@@ -22,11 +23,13 @@ class TrustRegion(Protocol):
     def init(self, params: Any, dtype: Any) -> Any:
         """The state: a pytree of arrays."""
 
-    def observe(self, state: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> Any:
-        """Before the solve: the state after seeing a new batch, f = ``loss`` there; ``loss_before(s)`` is f(θ − s)."""
+    def observe(
+        self, state: Any, params: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]
+    ) -> tuple[Any, Any]:
+        """Before the solve: the state after seeing a new batch, and how many losses that took.
 
-    def evaluations(self, state: Any) -> Any:
-        """How many losses `observe` computes."""
+        f(θ) = ``loss`` there, θ = ``params``, and ``loss_before(s)`` is f(θ − s).
+        """
 
     def bound(self, state: Any) -> Any:
         """κ, a scalar."""
@@ -37,8 +40,8 @@ class TrustRegion(Protocol):
     def cg_steps(self, state: Any) -> Any:
         """The most CG iterations worth spending, or None."""
 
-    def update(self, state: Any, outcome: Outcome) -> Any:
-        """After the step."""
+    def update(self, state: Any, params: Any, outcome: Outcome) -> Any:
+        """After the step from ``params``."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,11 @@ class Unbounded:
         """Nothing to remember."""
         return ()
 
-    def observe(self, state: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> Any:
+    def observe(
+        self, state: Any, params: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]
+    ) -> tuple[Any, int]:
         """Nothing to learn."""
-        return state
-
-    def evaluations(self, state: Any) -> int:
-        """None."""
-        return 0
+        return state, 0
 
     def bound(self, state: Any) -> float:
         """∞."""
@@ -68,7 +69,7 @@ class Unbounded:
     def cg_steps(self, state: Any) -> None:
         """As many as the solver allows."""
 
-    def update(self, state: Any, outcome: Outcome) -> Any:
+    def update(self, state: Any, params: Any, outcome: Outcome) -> Any:
         """Nothing to learn."""
         return state
 
@@ -98,7 +99,7 @@ class Scheduled(Unbounded):
         """κ of this step."""
         return self.radius(state) if callable(self.radius) else self.radius
 
-    def update(self, state: jax.Array, outcome: Outcome) -> jax.Array:
+    def update(self, state: jax.Array, params: Any, outcome: Outcome) -> jax.Array:
         """One more step."""
         return optax.safe_increment(state)
 
@@ -110,6 +111,8 @@ class TrustState(NamedTuple):
     agreement: jax.Array  # running sum behind q, how much of the predicted decreases showed on data not seen
     evidence: jax.Array  # the weights in that sum: q = agreement / evidence, in [−1, 1]
     last_step: Any  # shaped like the parameters
+    squared_norm: jax.Array  # sᵀs of it
+    landing: jax.Array  # sᵀ(θ + s), to know whether θ moved by it
     predicted: jax.Array  # the decrease the model predicted for it, ≥ 0; 0: there is nothing to judge
 
 
@@ -138,7 +141,8 @@ class Earned:
     Raises:
       ValueError: an argument out of its range.
 
-    Judging the last step on the new batch costs one forward pass a step.
+    Judging the last step on the new batch costs one forward pass a step. A step that was not taken as it was, because a
+    transformation behind scaled, delayed or dropped it, is not judged.
     """
 
     radius: float = 0.01
@@ -160,12 +164,18 @@ class Earned:
     def init(self, params: Any, dtype: Any) -> TrustState:
         """μ = 1, and nothing to judge."""
         zero = lambda: jnp.zeros((), dtype)  # noqa: E731
-        return TrustState(jnp.ones((), dtype), zero(), zero(), optax.tree.zeros_like(params), zero())
+        zeros = optax.tree.zeros_like(params)
+        return TrustState(jnp.ones((), dtype), zero(), zero(), zeros, zero(), zero(), zero())
 
-    def observe(self, state: TrustState, loss: jax.Array, loss_before: Callable[[Any], jax.Array]) -> TrustState:
-        """Judge the last step on a batch it has not seen."""
-        before = jax.lax.cond(state.predicted > 0, lambda: loss_before(state.last_step), lambda: loss)
-        judged = (state.predicted > 0) & jnp.isfinite(before) & jnp.isfinite(loss)
+    def observe(
+        self, state: TrustState, params: Any, loss: jax.Array, loss_before: Callable[[Any], jax.Array]
+    ) -> tuple[TrustState, jax.Array]:
+        """Judge the last step on a batch it has not seen, if it was taken: something may stand behind us that changes,
+        delays or drops it."""
+        here = vdot(state.last_step, params)
+        due = (state.predicted > 0) & (jnp.abs(state.landing - here) < 0.25 * state.squared_norm)
+        before = jax.lax.cond(due, lambda: loss_before(state.last_step), lambda: loss)
+        judged = due & jnp.isfinite(before) & jnp.isfinite(loss)
         share = jnp.clip((before - loss) / jnp.where(judged, state.predicted, 1), -1, 1)
         agreement = self.memory * state.agreement + (1 - self.memory) * share
         evidence = self.memory * state.evidence + (1 - self.memory)
@@ -176,11 +186,7 @@ class Earned:
             jnp.where(q < 0.5, jnp.maximum(level / 2, jnp.minimum(level, 1)), level),
         )
         after = state._replace(level=level, agreement=agreement, evidence=evidence)
-        return optax.tree.where(judged, after, state)
-
-    def evaluations(self, state: TrustState) -> jax.Array:
-        """1 where there is a step to judge."""
-        return jnp.where(state.predicted > 0, 1, 0).astype(jnp.int32)
+        return optax.tree.where(judged, after, state), due.astype(jnp.int32)
 
     def bound(self, state: TrustState) -> jax.Array:
         """κ = radius · μ."""
@@ -194,12 +200,21 @@ class Earned:
         """⌈initial_cg_steps · √max(μ, 1)⌉."""
         return jnp.ceil(self.initial_cg_steps * jnp.sqrt(jnp.maximum(state.level, 1))).astype(jnp.int32)
 
-    def update(self, state: TrustState, outcome: Outcome) -> TrustState:
+    def update(self, state: TrustState, params: Any, outcome: Outcome) -> TrustState:
         """Lose trust where the model failed on its own batch; remember the step for the next one to judge."""
         level, ratio = state.level, outcome.reduction_ratio
         lost = jnp.maximum(level / 2, self._FLOOR)
         regained = jnp.where((ratio > 0.9) & (level < 1), jnp.minimum(1.5 * level, 1), level)
         level = jnp.where(ratio >= 0.75, regained, lost)
         level = jnp.where(outcome.accepted, level, jnp.maximum(lost / 4, self._FLOOR))
-        after = state._replace(level=level, last_step=outcome.step, predicted=jnp.maximum(-outcome.predicted, 0))
+        landing = vdot(outcome.step, optax.apply_updates(params, outcome.step))
+        after = TrustState(
+            level=level,
+            agreement=state.agreement,
+            evidence=state.evidence,
+            last_step=outcome.step,
+            squared_norm=outcome.squared_norm,
+            landing=landing.astype(level.dtype),
+            predicted=jnp.maximum(-outcome.predicted, 0),
+        )
         return optax.tree.where(outcome.informative, after, state)

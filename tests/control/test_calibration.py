@@ -29,7 +29,7 @@ def test_the_first_step_lands_in_the_band_wherever_the_search_begins(initial):
 def _trial(ratio_of, informative=True):
     def trial(damping):
         ratio = ratio_of(damping)
-        outcome = Outcome((), -jnp.ones(()), ratio, ratio, jnp.bool_(True), jnp.bool_(informative))
+        outcome = Outcome((), jnp.ones(()), -jnp.ones(()), ratio, ratio, jnp.bool_(True), jnp.bool_(informative))
         return SimpleNamespace(outcome=outcome, info=SimpleNamespace(products=jnp.int32(5), evaluations=jnp.int32(2)))
 
     return trial

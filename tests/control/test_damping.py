@@ -9,7 +9,7 @@ from hfopt.control.outcome import Outcome
 
 
 def _next(rule, damping, ratio, accepted=True, damped_ratio=np.nan):
-    numbers = (jnp.float64(x) for x in (-1.0, ratio, damped_ratio))
+    numbers = (jnp.float64(x) for x in (1.0, -1.0, ratio, damped_ratio))
     outcome = Outcome((), *numbers, jnp.bool_(accepted), jnp.bool_(True))
     return float(rule.update(jnp.float64(damping), outcome))
 

@@ -14,12 +14,16 @@ from hfopt.control.outcome import Outcome
 from tests.cases import CASES, dense_gauss_newton
 
 RULE = hfopt.earned_trust()
+LANDED = np.array([5.0, -2.0])  # where the last step led, a step of ones
 
 
 def _state(level=1.0, agreement=0.0, predicted=0.1):
     """After many steps: the weights of the running average have reached their limit of one."""
     state = RULE.init(jnp.zeros(2), jnp.float64)
     return state._replace(
+        last_step=jnp.ones(2),
+        squared_norm=jnp.float64(2.0),
+        landing=jnp.float64(LANDED.sum()),
         level=jnp.float64(level),
         agreement=jnp.float64(agreement),
         evidence=jnp.float64(1.0),
@@ -28,7 +32,7 @@ def _state(level=1.0, agreement=0.0, predicted=0.1):
 
 
 def _outcome(ratio, accepted=True, predicted=-0.3):
-    numbers = (jnp.float64(x) for x in (predicted, ratio, ratio))
+    numbers = (jnp.float64(x) for x in (2.0, predicted, ratio, ratio))
     return Outcome(jnp.ones(2), *numbers, jnp.bool_(accepted), jnp.bool_(True))
 
 
@@ -46,20 +50,32 @@ def _outcome(ratio, accepted=True, predicted=-0.3):
     ],
 )
 def test_the_next_batch_judges_the_last_step(level, agreement, seen, expected):
-    state = RULE.observe(_state(level, agreement), jnp.float64(1.0), lambda step: 1.0 + seen * 0.1 + 0 * step.sum())
+    before = lambda step: 1.0 + seen * 0.1 + 0 * step.sum()  # noqa: E731
+    state, evaluations = RULE.observe(_state(level, agreement), LANDED, jnp.float64(1.0), before)
     assert state.level == pytest.approx(expected)
+    assert evaluations == 1
     assert np.isfinite(state.agreement)
 
 
 def test_the_first_judgement_counts_in_full():
-    state = RULE.init(jnp.zeros(2), jnp.float64)._replace(predicted=jnp.float64(0.1))
-    assert RULE.observe(state, jnp.float64(1.0), lambda step: jnp.float64(1.09)).level == pytest.approx(1.5)
+    state = _state()._replace(evidence=jnp.float64(0.0))
+    after, _ = RULE.observe(state, LANDED, jnp.float64(1.0), lambda step: jnp.float64(1.09))
+    assert after.level == pytest.approx(1.5)
 
 
 def test_nothing_is_judged_before_the_first_step_or_after_a_rejected_one():
-    for state in (_state(2.0, 0.9, predicted=0.0), RULE.update(_state(2.0, 0.9), _outcome(-np.inf, False, 0.0))):
-        after = RULE.observe(state, jnp.float64(1.0), lambda step: jnp.float64(9.0))
-        assert (after.level, after.agreement) == (state.level, state.agreement)
+    rejected = RULE.update(_state(2.0, 0.9), LANDED, _outcome(-np.inf, False, 0.0))
+    for state in (_state(2.0, 0.9, predicted=0.0), rejected):
+        after, evaluations = RULE.observe(state, LANDED, jnp.float64(1.0), lambda step: jnp.float64(9.0))
+        assert (after.level, after.agreement, evaluations) == (state.level, state.agreement, 0)
+
+
+@pytest.mark.parametrize(("taken", "judged"), [(0.0, 0), (0.5, 0), (0.9, 1), (1.0, 1), (2.0, 0)])
+def test_a_step_that_was_not_taken_is_not_judged(taken, judged):
+    params = LANDED - (1 - taken) * jnp.ones(2)
+    state, evaluations = RULE.observe(_state(1.0, 0.7), params, jnp.float64(1.0), lambda step: jnp.float64(1.1))
+    assert evaluations == judged
+    assert state.level == pytest.approx(1.5 if judged else 1.0)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +92,11 @@ def test_nothing_is_judged_before_the_first_step_or_after_a_rejected_one():
     ],
 )
 def test_the_same_batch_takes_trust_away(level, ratio, accepted, expected):
-    state = RULE.update(_state(level), _outcome(ratio, accepted))
+    state = RULE.update(_state(level), LANDED - 1, _outcome(ratio, accepted))
     assert state.level == pytest.approx(expected)
     np.testing.assert_array_equal(state.last_step, 1.0)
     assert state.predicted == pytest.approx(0.3)
+    assert state.landing == pytest.approx(LANDED.sum())
 
 
 def test_the_level_sets_bound_effort_and_damping():
@@ -115,7 +132,7 @@ def test_a_schedule_is_asked_with_the_step_count():
     bounds = []
     for _ in range(3):
         bounds.append(float(rule.bound(state)))
-        state = rule.update(state, None)
+        state = rule.update(state, None, None)
     assert bounds == [1.0, 0.75, 0.5]
 
 
