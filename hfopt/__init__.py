@@ -1,6 +1,9 @@
 """hfopt: Hessian-free (truncated Newton) training for JAX, as an Optax gradient transformation."""
 
 from hfopt import presets
+from hfopt.analysis import checks
+from hfopt.analysis.checks import check
+from hfopt.analysis.report import Report
 from hfopt.control.calibration import Calibrated as calibrated_damping
 from hfopt.control.damping import ByTrust as trust_damping
 from hfopt.control.damping import Constant as constant_damping
@@ -36,12 +39,15 @@ __all__ = [
     "HessianFreeState",
     "Objective",
     "Operator",
+    "Report",
     "StepInfo",
     "Stop",
     "ValueFn",
     "armijo",
     "calibrated_damping",
     "cg",
+    "check",
+    "checks",
     "constant_damping",
     "earned_trust",
     "empirical_fisher",

@@ -5,6 +5,10 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import jax
+import optax
+
+from hfopt.arguments import require_positive
 from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
@@ -42,7 +46,7 @@ def check_choices(where: str, curvature: Any, warm_start: Any, **choices: Any) -
             continue
         if isinstance(choice, type) or not hasattr(choice, method):
             raise TypeError(f"{where}: `{name}` must be an object such as {example}, got {choice!r}.")
-    if warm_start is None or callable(warm_start) or _is_array(warm_start):
+    if warm_start is None or callable(warm_start) or isinstance(warm_start, jax.Array):
         return
     if not isinstance(warm_start, Real):
         raise TypeError(f"{where}: `warm_start` must be a number, a schedule or None, got {warm_start!r}.")
@@ -52,15 +56,14 @@ def check_choices(where: str, curvature: Any, warm_start: Any, **choices: Any) -
 
 def check_damping(where: str, damping: Any) -> None:
     """Raise TypeError or ValueError for a ``damping`` that is neither a positive number nor a schedule."""
-    if callable(damping) or _is_array(damping):
+    if callable(damping) or isinstance(damping, jax.Array):
         return
     if not isinstance(damping, Real):
         raise TypeError(
             f"{where}: `damping` must be a number or a schedule, got {damping!r}; rules that learn from the steps "
             "taken belong to hfopt.hessian_free, which takes them."
         )
-    if not float(damping) > 0:
-        raise ValueError(f"{where}: `damping` must be positive, got {damping}.")
+    require_positive(where, damping=damping)
 
 
 def checked_call(where: str, params: Any, value_fn: Any) -> ValueFn:
@@ -71,13 +74,29 @@ def checked_call(where: str, params: Any, value_fn: Any) -> ValueFn:
     if value_fn is None:
         raise ValueError(
             f"{where}: `value_fn` is missing. A second-order step evaluates the objective and its curvature: "
-            f"make value_fn = hfopt.Objective(predict, loss).bind(batch) and call {usage}."
+            f"make value_fn = hfopt.Objective(predict, loss).bind(batch) and call {usage}. A wrapper that passes no "
+            "extra arguments on, such as optax.contrib.sam, cannot stand around it."
         )
     check_value_fn(value_fn)
     check_params(params)
+    check_structure(where, params, value_fn)
     return value_fn
 
 
-def _is_array(value: Any) -> bool:
-    """Whether ``value`` is an array, whose numbers may not be known yet."""
-    return hasattr(value, "dtype") and hasattr(value, "shape")
+def check_structure(where: str, params: Any, value_fn: ValueFn) -> None:
+    """Raise ValueError where a wrapper has changed the parameters into what the objective cannot take."""
+    holes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    if any(isinstance(node, optax.MaskedNode) for node in holes) and not value_fn.objective.takes_masked:
+        raise ValueError(
+            f"{where}: the parameters have masked entries, but the objective needs them all. optax.masked and "
+            "optax.partition cannot stand around it: use hfopt.masked(tx, mask), which solves for the others alone."
+        )
+    if isinstance(params, jax.Array) and params.ndim == 1:
+        try:
+            jax.eval_shape(value_fn, params)
+        except Exception as error:
+            raise ValueError(
+                f"{where}: the objective cannot be evaluated at the parameters, one vector of {params.size} numbers "
+                f"({type(error).__name__}: {error}). If they come from optax.flatten, leave it out: here it gains "
+                "nothing."
+            ) from error

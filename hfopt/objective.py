@@ -7,9 +7,9 @@ a curvature operator takes apart again into predict and loss.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class Objective:
       precision: of matrix products in value, gradient and curvature, as ``jax.default_matmul_precision`` takes it.
         The default keeps float32 products out of TF32 and bf16 passes on GPU and TPU; ``None`` leaves the setting of
         the surrounding program.
+      curvature_predict: what curvature products take for ``predict``, such as the same model with the running
+        statistics of BatchNorm instead of those of the batch; ``None``: ``predict`` itself.
 
     Raises:
       ValueError: ``l2`` is negative.
@@ -56,6 +58,9 @@ class Objective:
     l2: float = 0.0
     l2_mask: Any = None
     precision: str | None = "highest"
+    curvature_predict: Callable[[Any, Any], Any] | None = None
+
+    takes_masked: ClassVar[bool] = False  # whether `predict` takes parameters with `optax.MaskedNode` in them
 
     def __post_init__(self) -> None:
         for name in ("predict", "loss"):
@@ -71,7 +76,14 @@ class Objective:
 
     def __hash__(self) -> int:
         # An objective is part of what a jitted function is compiled for; a mask may be a dict, which has no hash.
-        return hash((self.predict, self.loss, self.l2, self.precision))
+        return hash((self.predict, self.loss, self.l2, self.precision, self.curvature_predict))
+
+    @property
+    def for_curvature(self) -> "Objective":
+        """The objective whose curvature is taken."""
+        if self.curvature_predict is None:
+            return self
+        return replace(self, predict=self.curvature_predict, curvature_predict=None)
 
     def bind(
         self,

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.control.damping import Constant, LevenbergMarquardt
+from hfopt.arguments import require_positive
+from hfopt.control.damping import LevenbergMarquardt
+from hfopt.control.damping import Scheduled as ScheduledDamping
 from hfopt.control.line_search import Armijo, FixedStep
 from hfopt.control.trust_region import Scheduled
 from hfopt.solve.cg import ConjugateGradient
@@ -86,8 +88,7 @@ def kiros2013(steps_per_epoch: int, learning_rate: float = 1.0) -> optax.Gradien
     """
     if steps_per_epoch < 1:
         raise ValueError(f"kiros2013: `steps_per_epoch` must be at least 1, got {steps_per_epoch}.")
-    if not learning_rate > 0:
-        raise ValueError(f"kiros2013: `learning_rate` must be positive, got {learning_rate}.")
+    require_positive("kiros2013", learning_rate=learning_rate)
 
     def decay(step: jax.Array) -> jax.Array:
         return jnp.minimum(0.5 * 1.01 ** (step // steps_per_epoch).astype(jnp.float32), 0.99)
@@ -128,10 +129,7 @@ def stochastic(
     """
     if total_steps < 1:
         raise ValueError(f"stochastic: `total_steps` must be at least 1, got {total_steps}.")
-    if not min(radius, damping, cg_steps) > 0:
-        raise ValueError(
-            f"stochastic: need `radius`, `damping` and `cg_steps` above 0, got {radius}, {damping} and {cg_steps}."
-        )
+    require_positive("stochastic", radius=radius, damping=damping, cg_steps=cg_steps)
 
     def bound(step: jax.Array) -> Any:
         remaining = jnp.maximum(1 - step.astype(jnp.float32) / total_steps, 0)
@@ -139,7 +137,7 @@ def stochastic(
 
     return hessian_free(
         solver=ConjugateGradient(max_steps=cg_steps, stop=()),
-        damping=Constant(damping),
+        damping=ScheduledDamping(lambda step: damping),  # which optax.inject_hyperparams can change, too
         metric=SecondMoment(),
         trust_region=Scheduled(bound),
         line_search=FixedStep(),

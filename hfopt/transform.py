@@ -281,5 +281,6 @@ def scale_by_gauss_newton(
 
 def _scalar_dtype(params: Any) -> Any:
     """The dtype of losses, λ and ρ: the widest among the parameters, at least float32."""
-    bits = max(jnp.finfo(jnp.result_type(leaf)).bits for leaf in jax.tree.leaves(params))
+    # Without leaves: the placeholder by which optax.tree.map_params finds the parts of the state that are like them.
+    bits = max((jnp.finfo(jnp.result_type(leaf)).bits for leaf in jax.tree.leaves(params)), default=32)
     return jnp.float64 if bits == 64 else jnp.float32

@@ -8,12 +8,13 @@ linear system, trial losses and state are those of the smaller problem.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.choices import check_structure
 from hfopt.curvature.average import check_value_fn
 from hfopt.objective import Objective, ValueFn
 
@@ -66,11 +67,13 @@ def masked(tx: optax.GradientTransformationExtraArgs, mask: Any) -> optax.Gradie
     ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("masked: `params` is missing; call tx.update(grad, state, params, …, value_fn=value_fn).")
+        if value_fn is not None:
+            check_value_fn(value_fn)
+            check_structure("masked", params, value_fn)
         chosen = _full_mask(mask, params)
         if grad is not None:
             extra_args["grad"] = keep(grad, chosen)
         if value_fn is not None:
-            check_value_fn(value_fn)
             restricted = _restricted(value_fn.objective, params, partial(keep, chosen=chosen))
             extra_args["value_fn"] = replace(value_fn, objective=restricted)
         step, state = tx.update(keep(updates, chosen), state, keep(params, chosen), **extra_args)
@@ -90,6 +93,8 @@ class _Restricted(Objective):
     params: Any = None
     keep: Any = None
 
+    takes_masked: ClassVar[bool] = True
+
     __hash__ = Objective.__hash__
 
     def penalty(self, params: Any) -> Any:
@@ -104,7 +109,9 @@ class _Restricted(Objective):
 
 def _restricted(whole: Objective, params: Any, keep: Callable[[Any], Any]) -> Objective:
     predict = lambda kept, x: whole.predict(_merged(kept, params), x)  # noqa: E731
-    return _Restricted(predict, whole.loss, whole.l2, None, whole.precision, whole, params, keep)
+    curved = whole.curvature_predict
+    linearised = None if curved is None else lambda kept, x: curved(_merged(kept, params), x)
+    return _Restricted(predict, whole.loss, whole.l2, None, whole.precision, linearised, whole, params, keep)
 
 
 def _is_hole(node: Any) -> bool:
@@ -128,6 +135,6 @@ def _full_mask(mask: Any, params: Any) -> Any:
         full = jax.tree.map(lambda kept, part: jax.tree.map(lambda _: kept, part), mask, params)
     except (ValueError, TypeError) as error:
         raise ValueError(f"masked: `mask` must be shaped like the parameters or a prefix of them: {error}") from None
-    if not any(jax.tree.leaves(full)):
+    if jax.tree.leaves(full) and not any(jax.tree.leaves(full)):
         raise ValueError("masked: `mask` keeps none of the parameters, so there is nothing to train.")
     return full

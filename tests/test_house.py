@@ -14,7 +14,7 @@ PACKAGE = Path(hfopt.__file__).parent
 
 # Data flows down this list: a module imports only from lines above its own, or from its own line.
 ORDER = [
-    ["convolutions", "batch", "vectors"],
+    ["arguments", "convolutions", "batch", "vectors"],
     ["losses"],
     ["objective"],
     ["curvature"],
@@ -25,6 +25,7 @@ ORDER = [
     ["attempt"],
     ["transform"],
     ["presets", "wrappers"],
+    ["analysis", "flax"],
     ["sharding"],
     ["__init__"],
 ]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from hfopt.arguments import require_positive
 from hfopt.control.outcome import Outcome
 
 
@@ -31,7 +32,7 @@ class Constant:
     initial: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive("damping", initial=self.initial)
+        require_positive("damping", initial=self.initial)
 
     def current(self, damping: jax.Array, trust_level: Any, step: jax.Array) -> jax.Array:
         """λ as carried along."""
@@ -126,7 +127,7 @@ class LevenbergMarquardt(Constant):
     damped_ratio: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive("levenberg_marquardt", initial=self.initial, ceiling=self.ceiling)
+        require_positive("levenberg_marquardt", initial=self.initial, ceiling=self.ceiling)
         if not (0 < self.decrease <= 1 <= self.increase):
             raise ValueError(
                 "levenberg_marquardt: need 0 < `decrease` <= 1 <= `increase`, "
@@ -145,9 +146,3 @@ class LevenbergMarquardt(Constant):
         factor = jnp.where(poor, self.increase, jnp.where(good, self.decrease, 1.0)).astype(damping.dtype)
         floor = float(jnp.finfo(damping.dtype).eps) ** 2 if self.floor is None else self.floor
         return jnp.where(outcome.informative, jnp.clip(damping * factor, floor, self.ceiling), damping)
-
-
-def _require_positive(where: str, **values: Any) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{where}: `{name}` must be positive, got {value}.")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from hfopt.arguments import require_positive
+
 
 class LineSearchResult(NamedTuple):
     """Where a line search ended."""
@@ -90,8 +92,7 @@ class FixedStep:
     step_size: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.step_size > 0:
-            raise ValueError(f"fixed_step: `step_size` must be positive, got {self.step_size}.")
+        require_positive("fixed_step", step_size=self.step_size)
 
     def search(
         self,
@@ -102,7 +103,8 @@ class FixedStep:
     ) -> LineSearchResult:
         """See `LineSearch.search`."""
         step_size = jnp.full_like(slope, self.step_size)
-        if full_step_loss is not None and self.step_size == 1:
+        known = not isinstance(self.step_size, jax.Array) and self.step_size == 1
+        if full_step_loss is not None and known:
             return LineSearchResult(step_size, full_step_loss, jnp.isfinite(full_step_loss), jnp.int32(0))
         new_loss = trial_loss(step_size)
         return LineSearchResult(step_size, new_loss, jnp.isfinite(new_loss), jnp.int32(1))

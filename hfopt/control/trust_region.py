@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.arguments import require_positive
 from hfopt.control.outcome import Outcome
 from hfopt.vectors import vdot
 
@@ -88,8 +89,8 @@ class Scheduled(Unbounded):
     radius: float | Callable[[jax.Array], Any]
 
     def __post_init__(self) -> None:
-        if not callable(self.radius) and not self.radius > 0:
-            raise ValueError(f"scheduled_trust: `radius` must be positive or a schedule, got {self.radius}.")
+        if not callable(self.radius):
+            require_positive("scheduled_trust", radius=self.radius)
 
     def init(self, params: Any, dtype: Any) -> jax.Array:
         """The number of steps taken."""
@@ -154,8 +155,7 @@ class Earned:
     _FLOOR = 1e-3
 
     def __post_init__(self) -> None:
-        if not self.radius > 0:
-            raise ValueError(f"earned_trust: `radius` must be positive, got {self.radius}.")
+        require_positive("earned_trust", radius=self.radius)
         if not self.initial_cg_steps >= 1:
             raise ValueError(f"earned_trust: `initial_cg_steps` must be at least 1, got {self.initial_cg_steps}.")
         if not 0 <= self.memory < 1:

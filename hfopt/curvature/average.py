@@ -39,7 +39,7 @@ def average(
     """
     check_value_fn(value_fn)
     check_params(params)
-    objective = value_fn.objective
+    objective = value_fn.objective.for_curvature
     example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
 
     def quadratic_form(v: Any) -> jax.Array:

@@ -35,7 +35,7 @@ def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
       A pytree shaped like ``params``, in float32 or wider.
     """
     check_value_fn(value_fn)
-    objective = value_fn.objective
+    objective = value_fn.objective.for_curvature
     at_once = _EXAMPLES_AT_ONCE if value_fn.chunk_size is None else min(_EXAMPLES_AT_ONCE, value_fn.chunk_size)
 
     def gradient(inputs: Any, targets: Any) -> Any:
@@ -76,7 +76,7 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
       Swersky, "Estimating the Hessian by back-propagating curvature", ICML 2012, for the factored form.
     """
     check_value_fn(value_fn)
-    objective = value_fn.objective
+    objective = value_fn.objective.for_curvature
     batch = value_fn.averaged
     length = -(-size(batch) // probes)
     length = length if value_fn.chunk_size is None else min(length, value_fn.chunk_size)

@@ -33,7 +33,7 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
 
     def products(rows: Examples) -> Products:
         # Not the gradient of value_fn itself: differentiated again, its rule for a chunked batch is slow.
-        gradient = jax.grad(lambda p: value_fn.objective.mean_loss(p, rows))
+        gradient = jax.grad(lambda p: value_fn.objective.for_curvature.mean_loss(p, rows))
         product = jax.linearize(gradient, params)[1]
         return product, lambda v: optax.tree.vdot(v, product(v))
 

@@ -31,7 +31,7 @@ def sandwich(value_fn: ValueFn, params: Any, middle: Middle) -> Operator:
     """
 
     def products(rows: Examples) -> Products:
-        objective = value_fn.objective
+        objective = value_fn.objective.for_curvature
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
         inner = middle(objective, model.outputs, rows)
 

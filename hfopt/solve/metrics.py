@@ -147,7 +147,7 @@ class Structural:
 
     def product(self, state: tuple[()], value_fn: ValueFn, params: Any) -> Product:
         """v ↦ v + weight · S v."""
-        objective, (inputs, _, weights) = value_fn.objective, value_fn.averaged
+        objective, (inputs, _, weights) = value_fn.objective.for_curvature, value_fn.averaged
         hidden = replace(
             objective,
             predict=lambda p, x: self.states(objective.predict(p, x)),

@@ -1,0 +1,1 @@
+"""Looking at a model and its objective rather than training it."""

@@ -1,0 +1,1 @@
+"""Helpers for Flax: `hfopt.flax.linen` and `hfopt.flax.nnx`."""

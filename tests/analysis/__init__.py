@@ -1,0 +1,1 @@
+"""Tests of `hfopt.analysis`."""

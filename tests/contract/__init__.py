@@ -1,0 +1,1 @@
+"""What holds between Optax and the transformations of this package."""
