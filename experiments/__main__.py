@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | compare | sweep | show | bench`.
+"""The command line: `python -m experiments run | compare | sweep | show | cartpole | frameworks | bench`.
 
 Exit codes: 0 done, 1 a run diverged, 2 asked for something impossible (one message says what), 130 interrupted.
 """
@@ -82,6 +82,23 @@ def _sweep(arguments: argparse.Namespace) -> int:
     return 1 if any(line.diverged for line in lines) else 0
 
 
+def _cartpole(arguments: argparse.Namespace) -> int:
+    from experiments.policy_gradient import main as cartpole  # imported late: the other commands need none of it
+
+    return 0 if cartpole(arguments.seeds, arguments.iterations, Console()) else 1
+
+
+def _frameworks(arguments: argparse.Namespace) -> int:
+    import jax
+
+    from experiments.frameworks import main as frameworks
+    from experiments.problems.cifar10 import load_cifar10
+
+    jax.config.update("jax_enable_x64", arguments.float64)
+    data = load_cifar10(arguments.data_dir)
+    return 0 if frameworks(data, arguments.examples, arguments.steps, Console()) else 1
+
+
 def _show(arguments: argparse.Namespace) -> int:
     print(dump_config(_config(arguments)), end="")
     return 0
@@ -156,6 +173,19 @@ def _parser() -> argparse.ArgumentParser:
         "show", parents=[settings], help="print the configuration with all defaults and overrides"
     )
     show.set_defaults(command=_show)
+
+    cartpole = commands.add_parser("cartpole", help="balance a pole by natural policy gradient, from several seeds")
+    cartpole.add_argument("--seeds", metavar="N", type=positive_integer, default=5, help="seeds 0 … N−1 (default: 5)")
+    cartpole.add_argument(
+        "--iterations", metavar="N", type=positive_integer, default=60, help="of 32 episodes each (default: 60)"
+    )
+    cartpole.set_defaults(command=_cartpole)
+
+    both = commands.add_parser("frameworks", parents=[places], help="train one network in linen and in NNX, CIFAR-10")
+    both.add_argument("--examples", metavar="N", type=positive_integer, default=128, help="images (default: 128)")
+    both.add_argument("--float64", action="store_true", help="in double precision, where rounding is not seen")
+    both.add_argument("--steps", metavar="N", type=positive_integer, default=30, help="(default: 30)")
+    both.set_defaults(command=_frameworks)
 
     bench = commands.add_parser("bench", add_help=False, help="measure hfopt itself; see bench --help")
     bench.set_defaults(command=_bench)

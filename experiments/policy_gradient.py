@@ -2,10 +2,10 @@
 
 The gradient is that of the expected return, −mean A log π(a|s). The metric is the Fisher matrix of the policy on the
 states it visits, F = mean JᵀBJ of its log-likelihood, which is the Gauss-Newton matrix of a cross-entropy on these
-states. `hfopt.scale_by_gauss_newton` solves (F + λI) d = g for the gradient it is given, and the step along −d is as
-long as a divergence of δ between the old and the new policy allows: ½ sᵀ(F + λI)s = δ.
+states. `hfopt.scale_by_gauss_newton` solves (F + λI) d = g for the gradient it is given, and the step, a multiple of
+−d, is shortened to what a divergence of δ between the old and the new policy allows: ½ sᵀ(F + λI)s ≤ δ.
 
-Source: Kakade, "A natural policy gradient", 2001; the length is that of Schulman et al., "Trust region policy
+Source: Kakade, "A natural policy gradient", 2001; the bound is that of Schulman et al., "Trust region policy
 optimization", 2015.
 """
 
@@ -25,7 +25,7 @@ from experiments.problems.cartpole import LIMIT, Episode, play
 
 SOLVED = 475.0  # mean return over the episodes of an evaluation
 _EPISODES, _EVALUATION = 32, 100
-_DIVERGENCE, _DAMPING, _CG_STEPS, _DISCOUNT = 0.02, 1e-2, 10, 0.99
+_RATE, _DIVERGENCE, _DAMPING, _CG_STEPS, _DISCOUNT = 5.0, 0.02, 1e-2, 10, 0.99
 _HIDDEN = 32
 
 
@@ -55,19 +55,19 @@ _NETWORK = Network()
 _OBJECTIVE = hfopt.Objective(_NETWORK.apply, optax.losses.softmax_cross_entropy_with_integer_labels)
 
 
-def scale_to_divergence(bound: float) -> optax.GradientTransformationExtraArgs:
-    """d ↦ −√(2 · bound / gᵀd) d: with d = (F + λI)⁻¹ g, a step of ½ sᵀ(F + λI)s = bound."""
+def bounded_step(rate: float, bound: float) -> optax.GradientTransformationExtraArgs:
+    """d ↦ −min(rate, √(2 · bound / gᵀd)) d: with d = (F + λI)⁻¹ g, a step of ½ sᵀ(F + λI)s ≤ bound."""
 
     def update(updates: Any, state: Any, params: Any = None, *, grad: Any, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
         slope = jnp.maximum(optax.tree.vdot(grad, updates), jnp.finfo(jnp.float32).tiny)
-        return optax.tree.scale(-jnp.sqrt(2 * bound / slope), updates), state
+        return optax.tree.scale(-jnp.minimum(rate, jnp.sqrt(2 * bound / slope)), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 _TX = optax.chain(
-    hfopt.scale_by_gauss_newton(solver=hfopt.cg(_CG_STEPS), damping=_DAMPING), scale_to_divergence(_DIVERGENCE)
+    hfopt.scale_by_gauss_newton(solver=hfopt.cg(_CG_STEPS), damping=_DAMPING), bounded_step(_RATE, _DIVERGENCE)
 )
 
 
@@ -91,13 +91,12 @@ def improve(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any, jax.Arra
 
 
 def _advantages(episodes: Episode) -> jax.Array:
-    """Discounted returns to go, less their mean over the episodes that live at that step; scaled to unit variance."""
+    """Discounted returns to go, at most 1, less their mean over the episodes that live at that step."""
     alive = episodes.alive.astype(jnp.float32)
     backwards = lambda later, now: (now + _DISCOUNT * later, now + _DISCOUNT * later)  # noqa: E731
     to_go = jax.vmap(lambda r: jax.lax.scan(backwards, 0.0, r, reverse=True)[1])(alive)
     baseline = (to_go * alive).sum(0) / jnp.maximum(alive.sum(0), 1)
-    centred = (to_go - baseline) * alive
-    return centred / jnp.sqrt((centred**2).sum() / alive.sum() + 1e-8)
+    return (1 - _DISCOUNT) * (to_go - baseline) * alive
 
 
 @jax.jit

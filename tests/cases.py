@@ -148,10 +148,14 @@ CASES: dict[str, Callable[[], Case]] = {
 # One of each model: what a test runs through that is about more than the formula of an operator.
 MODELS = ["mlp-softmax-integer", "cnn-softmax-integer", "rnn-softmax-integer", "two-heads"]
 
-# All of them, the further losses of the CNN and RNN in the slow tests: compiling is what takes the time.
-EACH = [
-    name if name in MODELS or name.startswith("mlp") else pytest.param(name, marks=pytest.mark.slow) for name in CASES
-]
+
+def slowly(*values: Any) -> Any:
+    """A parameter of a test that runs with the slow ones: compiling is what takes the time."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# All of them, the further losses of the CNN and RNN in the slow tests.
+EACH = [name if name in MODELS or name.startswith("mlp") else slowly(name) for name in CASES]
 
 
 def dense_value(case: Case, params: Any = None) -> jax.Array:

@@ -10,9 +10,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from tests.cases import CASES, Case, dense_value, relative_error
+from tests.cases import CASES, Case, dense_value, relative_error, slowly
 
-VALUE_CASES = ["mlp-huber", "cnn-softmax-integer", "rnn-softmax-integer", "two-heads"]
+VALUE_CASES = ["mlp-huber", slowly("cnn-softmax-integer"), "rnn-softmax-integer", "two-heads"]
 
 
 @pytest.fixture(params=VALUE_CASES)
@@ -20,7 +20,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
 
 
-@pytest.mark.parametrize("chunk_size", [None, 7, 3, 1])
+@pytest.mark.parametrize("chunk_size", [None, slowly(7), 3, slowly(1)])
 def test_value_and_gradient_are_those_of_the_formula(case, chunk_size):
     value_fn = case.objective.bind(case.batch, chunk_size=chunk_size)
     value, gradient = jax.jit(jax.value_and_grad(value_fn))(case.params)

@@ -53,6 +53,15 @@ def test_steps_on_eight_devices_are_those_of_one():
     assert "Drop 6 rows, or pad with 2" in report["rejection"]
 
 
+@pytest.mark.slow
+def test_a_run_saved_on_eight_devices_goes_on_with_any_number(tmp_path):
+    program = start("-m", "tests.restored_steps", tmp_path, flags="--xla_force_host_platform_device_count=8")
+    report = json.loads(output(program))
+    for count in ("1", "2", "8"):
+        np.testing.assert_allclose(report[count], report["straight"], rtol=1e-6)
+    assert len(set(report["straight"])) == len(report["straight"])
+
+
 @pytest.mark.float32
 def test_the_documented_script_prints_the_same_losses_in_two_processes(tmp_path, monkeypatch, capsys):
     (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)

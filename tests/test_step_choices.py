@@ -2,6 +2,7 @@
 
 from functools import partial, wraps
 from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -195,3 +196,17 @@ def test_a_run_restored_from_a_checkpoint_is_bit_equal(make, tmp_path):
         blank = jax.tree.map(jnp.zeros_like, (case.params, tx.init(case.params)))
         restored = checkpointer.restore(tmp_path / "seven", blank)
     jax.tree.map(np.testing.assert_array_equal, continued(*restored, 13), expected)
+
+
+def test_a_checkpoint_of_another_version_of_the_state_is_refused_by_the_names_of_its_fields(tmp_path):
+    class Earlier(NamedTuple):
+        level: jax.Array
+        predicted: jax.Array
+
+    state = hfopt.hessian_free().init({"w": jnp.ones(3)})
+    earlier = state._replace(trust=Earlier(state.trust.level, state.trust.predicted))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "earlier", earlier)
+        checkpointer.wait_until_finished()
+        with pytest.raises(ValueError, match=r"do not match(.|\n)*trust\.landing"):
+            checkpointer.restore(tmp_path / "earlier", state)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 import hfopt
 from hfopt.control.backtracking import walk_back
 from hfopt.solve.preconditioners import SquaredGradients
+from tests.cases import slowly
 from tests.conformance import martens_numpy, models_numpy
 
 ITERATIONS = 5
@@ -47,7 +48,10 @@ def _solve(params, start, damping, value_fn):
     return result, choice, inverse(optax.tree.ones_like(params))
 
 
-@pytest.mark.parametrize("case", models_numpy.AUTOENCODER_CASES, ids=str)
+FIRST, *FURTHER = models_numpy.AUTOENCODER_CASES
+
+
+@pytest.mark.parametrize("case", [FIRST, *map(slowly, FURTHER)], ids=str)
 def test_five_iterations_agree(case):
     model, theta, x, _ = models_numpy.autoencoder_problem(case.seed, sizes=case.sizes)
     chunks = martens_numpy.rotating_chunks(len(x), case.chunks, ITERATIONS)

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import hfopt
 from hfopt.curvature.diagonal import probed_diagonal, squared_gradients
-from tests.cases import CASES, Case, dense_gauss_newton, relative_error
+from tests.cases import CASES, Case, dense_gauss_newton, relative_error, slowly
 
 
 def squares_by_a_loop(case: Case) -> jax.Array:
@@ -38,8 +38,8 @@ def penalties(case: Case) -> jax.Array:
     [
         ("mlp-softmax-integer", 3),
         ("mlp-huber", None),
-        ("cnn-softmax-integer", 3),
-        ("rnn-squared", None),
+        slowly("cnn-softmax-integer", 3),
+        slowly("rnn-squared", None),
         ("two-heads", 3),
     ],
 )

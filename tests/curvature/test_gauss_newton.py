@@ -12,7 +12,9 @@ from jax.flatten_util import ravel_pytree
 
 import hfopt
 from hfopt.curvature import average
-from tests.cases import CASES, MODELS, N, dense_gauss_newton, relative_error
+from tests.cases import CASES, MODELS, N, dense_gauss_newton, relative_error, slowly
+
+CHUNKED = ["mlp-softmax-integer", "rnn-softmax-integer", "two-heads"]
 
 
 def _vector(params):
@@ -22,9 +24,12 @@ def _vector(params):
 
 @pytest.mark.parametrize(
     ("name", "chunk_size", "memory"),
-    [(name, None, "auto") for name in CASES]
+    [
+        pytest.param(name, None, "auto", marks=() if name in MODELS or name.startswith("mlp") else pytest.mark.slow)
+        for name in CASES
+    ]
     + [
-        pytest.param(name, 3, memory, marks=() if name in MODELS and memory == "keep" else pytest.mark.slow)
+        pytest.param(name, 3, memory, marks=() if name in CHUNKED and memory == "keep" else pytest.mark.slow)
         for name in CASES
         for memory in ("keep", "recompute")
     ],
@@ -122,7 +127,7 @@ def test_curvature_batch_replaces_the_batch():
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", ["cnn-softmax-integer", "rnn-squared"])
+@pytest.mark.parametrize("name", ["mlp-huber", *(slowly(name) for name in ("cnn-softmax-integer", "rnn-squared"))])
 def test_float32_products_agree_to_float32_accuracy(name):
     with jax.enable_x64(True):
         case = CASES[name]()

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import hfopt
 from hfopt.solve.nystrom import Nystrom
 from hfopt.solve.preconditioners import Jacobi, Preconditioner, SquaredGradients
-from tests.cases import CASES, Case, dense_gauss_newton, relative_error
+from tests.cases import CASES, Case, dense_gauss_newton, relative_error, slowly
 from tests.conformance import martens_numpy
 from tests.conformance.models_numpy import LOSSES, autoencoder, example_gradients
 from tests.curvature.test_diagonal import penalties, squares_by_a_loop
@@ -50,7 +50,7 @@ def _dense(inverse: Any, params: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["mlp-huber", "two-heads"])
-@pytest.mark.parametrize("power", [0.75, 1.0])
+@pytest.mark.parametrize("power", [0.75, slowly(1.0)])
 def test_the_inverse_of_squared_gradients_is_the_formula(name, power):
     case = CASES[name]()
     inverse = _dense(_build(SquaredGradients(power), case).inverse, case.params)
