@@ -1,6 +1,7 @@
 """The command line: `python -m experiments run | compare | sweep | show | cartpole | frameworks | bench`.
 
-Exit codes: 0 done, 1 a run diverged, 2 asked for something impossible (one message says what), 130 interrupted.
+Exit codes: 0 done, 1 a run diverged or missed what it was to show, 2 asked for something impossible (one message says
+what), 130 interrupted.
 """
 
 import argparse

@@ -67,7 +67,8 @@ def bounded_step(rate: float, bound: float) -> optax.GradientTransformationExtra
 
 
 _TX = optax.chain(
-    hfopt.scale_by_gauss_newton(solver=hfopt.cg(_CG_STEPS), damping=_DAMPING), bounded_step(_RATE, _DIVERGENCE)
+    hfopt.scale_by_gauss_newton(solver=hfopt.cg(_CG_STEPS), damping=_DAMPING, warm_start=None),  # so gᵀd = dᵀ(F + λI)d
+    bounded_step(_RATE, _DIVERGENCE),
 )
 
 

@@ -95,6 +95,8 @@ def attempt(
 
     # A direction that is zero though the gradient is not is a failure of CG, not a stationary point.
     moves = (slope != 0) | at.stationary
+    # Nor is a start of CG whose own product is not finite, and with it φ.
+    moves &= jnp.isfinite(course.damped_form)
     accepted = search.accepted & moves & jnp.isfinite(at.loss) & jnp.isfinite(search.new_loss)
     alpha = jnp.where(accepted, search.step_size * length, 0)
     # With the true gradient, also where b is something else (clipped before, a natural gradient).

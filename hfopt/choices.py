@@ -79,6 +79,8 @@ def checked_call(where: str, params: Any, value_fn: Any) -> ValueFn:
         )
     check_value_fn(value_fn)
     check_params(params)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{where}: `params` has no arrays, so there is nothing to train.")
     check_structure(where, params, value_fn)
     return value_fn
 
@@ -96,7 +98,7 @@ def check_structure(where: str, params: Any, value_fn: ValueFn) -> None:
             jax.eval_shape(value_fn, params)
         except Exception as error:
             raise ValueError(
-                f"{where}: the objective cannot be evaluated at the parameters, one vector of {params.size} numbers "
-                f"({type(error).__name__}: {error}). If they come from optax.flatten, leave it out: here it gains "
-                "nothing."
+                f"{where}: the objective cannot be evaluated at `params`, a vector of {params.size} numbers: "
+                f"{type(error).__name__}: {error} (If it is optax.flatten that makes a vector of the parameters, leave "
+                "it out: here it gains nothing.)"
             ) from error

@@ -225,8 +225,9 @@ def scale_by_gauss_newton(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose update needs ``params`` and ``value_fn=…`` from
-      `hfopt.Objective.bind`. ``state.info`` is a `DirectionInfo`. Where a gradient or a product is not finite, the
-      direction is the last finite iterate of CG, or zero, and ``info.cg_stop`` is ``Stop.NONFINITE``.
+      `hfopt.Objective.bind`. ``state.info`` is a `DirectionInfo`. Where a gradient or a product is not finite,
+      ``info.cg_stop`` is ``Stop.NONFINITE``, the direction is the last iterate that CG came to, zero if it came to
+      none, and the next solve starts from zero.
 
     Raises:
       ValueError: ``damping`` is not positive; ``warm_start`` is outside [0, 1]; at an update, ``params`` or
@@ -269,12 +270,15 @@ def scale_by_gauss_newton(
         used_damping = jnp.asarray(damping(state.step) if callable(damping) else damping, dtype)
         result = system.solve(rhs, used_damping)
         products = result.products + system.products
+        sound = result.stop != Stop.NONFINITE
+        zeros = optax.tree.zeros_like(result.solution)
+        direction = optax.tree.where(sound | (result.steps > 0), result.solution, zeros)
         new_state = GaussNewtonState(
             step=optax.safe_increment(state.step),
             info=DirectionInfo(used_damping, result.steps, result.stop, products),
-            **system.carry(result.solution, result.stop != Stop.NONFINITE)._asdict(),
+            **system.carry(result.solution, sound)._asdict(),
         )
-        return optax.tree.cast_like(result.solution, params), new_state
+        return optax.tree.cast_like(direction, params), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

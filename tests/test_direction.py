@@ -63,8 +63,10 @@ def test_damping_may_follow_a_schedule_and_warm_starts_save_iterations():
 
 def test_a_gradient_that_is_not_finite_gives_no_direction_and_leaves_no_trace():
     case, tx = CASES["mlp-softmax-integer"](), hfopt.scale_by_gauss_newton()
-    bad = jax.tree.map(lambda p: p * jnp.nan, case.params)
-    updates, state = direction(tx, case, bad)
+    good, bad = (jax.tree.map(lambda p, x=x: p * x, case.params) for x in (1.0, jnp.nan))
+    _, state = direction(tx, case, good)
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(state.solution))  # there is one to start from
+    updates, state = direction(tx, case, bad, state)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves((updates, state.solution)))
     assert state.info.cg_stop == hfopt.Stop.NONFINITE
 

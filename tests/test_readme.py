@@ -46,7 +46,7 @@ RECIPES = re.split(r"^## ", (ROOT / "docs" / "recipes.md").read_text(encoding="u
     [recipe if "Plain" in recipe else slowly(recipe) for recipe in RECIPES],
     ids=[recipe.splitlines()[0] for recipe in RECIPES],
 )
-def test_recipes_run_and_the_loop_after_is_the_better_one(recipe):
+def test_recipes_run_and_the_loop_after_goes_further(recipe):
     title = recipe.splitlines()[0]
     for package in ("equinox", "jaxopt"):
         if f"import {package}" in recipe:

@@ -7,16 +7,18 @@ the objective and its products some forty times on the batch they are given, as 
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from hfopt.analysis.case import Case, eps, normal, wide
+from hfopt.analysis.gradient import gradient
 from hfopt.analysis.report import Finding, Report, Status
-from hfopt.batch import Batch, examples, size
+from hfopt.batch import Batch, Examples, examples, size
 from hfopt.choices import checked_call
+from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.curvature.linearize import linearize
 from hfopt.losses import Loss, output_hessian
@@ -25,13 +27,13 @@ from hfopt.solve.cg import ConjugateGradient
 from hfopt.vectors import norm, vdot
 
 _EXACT_OUTPUTS = 64  # numbers an example, up to which B is looked at whole
-_DIRECTIONS, _PROBES, _ITERATIONS = 3, 16, 4
+_PROBES, _ITERATIONS = 16, 4
 
 
 def check(value_fn: ValueFn, params: Any, *, seed: int = 0) -> Report:
     """Examine an objective on a batch, at ``params``.
 
-    evaluation: value and gradient exist and are finite; dtypes: nothing is computed in less than float32;
+    evaluation: value and gradient exist and are finite; dtypes: outputs and losses are float32 or wider;
     determinism: see `determinism`; gradient: gᵀv against central differences; mean: the loss is a mean over examples,
     not a sum; chunks: examples do not look at one another; symmetry: uᵀGv = vᵀGu; convexity: B ⪰ 0, at the outputs and
     around them; parameters: none is without effect; cost: memory, and seconds a step.
@@ -46,6 +48,7 @@ def check(value_fn: ValueFn, params: Any, *, seed: int = 0) -> Report:
 
     Raises:
       TypeError: ``value_fn`` was not made by `hfopt.Objective.bind`, or a parameter is not floating.
+      ValueError: there are no parameters, or the objective cannot take them.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hfopt
@@ -55,13 +58,14 @@ def check(value_fn: ValueFn, params: Any, *, seed: int = 0) -> Report:
       >>> report.ok, str(report["symmetry"].status)
       (True, 'ok')
     """
+    check_value_fn(value_fn)
     checked_call("check", params, value_fn)
-    case = _Case(value_fn, params, jax.jit(lambda p, f: f(p)), jax.jit(lambda p, f: jax.value_and_grad(f)(p)))
+    case = Case(value_fn, params, jax.jit(lambda p, f: f(p)), jax.jit(lambda p, f: jax.value_and_grad(f)(p)))
     first = _evaluation(case)
     rest: list[Callable[..., Finding]] = [
         _dtypes,
         determinism,
-        _gradient,
+        gradient,
         _mean,
         _chunks,
         _symmetry,
@@ -75,16 +79,7 @@ def check(value_fn: ValueFn, params: Any, *, seed: int = 0) -> Report:
     return Report((first, *(_examined(c, case, key) for c, key in zip(rest, keys, strict=True))))
 
 
-class _Case(NamedTuple):
-    """What is examined, with the programs that more than one check runs."""
-
-    value_fn: ValueFn
-    params: Any
-    value: Callable[[Any, ValueFn], jax.Array]
-    value_and_grad: Callable[[Any, ValueFn], tuple[jax.Array, Any]]
-
-
-def _evaluation(case: _Case) -> Finding:
+def _evaluation(case: Case) -> Finding:
     try:
         value, grad = case.value_and_grad(case.params, case.value_fn)
     except Exception as error:
@@ -110,8 +105,10 @@ def determinism(value_fn: ValueFn, params: Any) -> Finding:
     values = [once(params, value_fn), once(params, value_fn)]
     values.append(jax.jit(lambda p, f: value(p, f))(params, value_fn))
     values.append(jax.jit(lambda p, f: jax.value_and_grad(f)(p)[0])(params, value_fn))
+    if not all(map(jnp.isfinite, values)):
+        return Finding("determinism", Status.FAILED, f"the value is {values[0]}", "See what hfopt.check says of it.")
     low, high = min(map(float, values)), max(map(float, values))
-    if high - low <= 100 * _eps(values[0]) * abs(high):
+    if high - low <= 100 * eps(values[0]) * abs(high):
         return Finding("determinism", Status.OK, f"{len(values)} evaluations by 3 programs agree")
     return Finding(
         "determinism",
@@ -121,7 +118,7 @@ def determinism(value_fn: ValueFn, params: Any) -> Finding:
     )
 
 
-def _dtypes(case: _Case, key: jax.Array) -> Finding:
+def _dtypes(case: Case, key: jax.Array) -> Finding:
     objective, rows, params = case.value_fn.objective, examples(case.value_fn.batch), case.params
     outputs = jax.eval_shape(lambda p, x: objective.predict(p, x), params, rows.inputs)
     losses = jax.eval_shape(objective.loss, outputs, rows.targets)
@@ -133,43 +130,15 @@ def _dtypes(case: _Case, key: jax.Array) -> Finding:
     return Finding("dtypes", Status.OK, detail)
 
 
-def _gradient(case: _Case, key: jax.Array) -> Finding:
-    value_fn, params = case.value_fn, case.params
-    f, grad = case.value_and_grad(params, value_fn)
-    # Central differences: truncation ∝ h² and rounding ∝ 1/h are balanced at h ∝ ε^⅓.
-    h = float(_eps(f) ** (1 / 3) * max(1.0, float(norm(params))))
-    floor = 50 * _eps(f) * abs(float(f)) / h
-    worst, told = 0.0, False
-    for direction in [grad, *(_normal(k, params) for k in jax.random.split(key, _DIRECTIONS))]:
-        length = float(norm(direction))
-        if length == 0:
-            continue
-        unit = jax.tree.map(lambda x, n=length: x / n, direction)
-        ahead, behind = (case.value(_moved(params, unit, sign * h), value_fn) for sign in (1, -1))
-        difference, slope = (float(ahead) - float(behind)) / (2 * h), float(vdot(grad, unit))
-        scale = max(abs(difference), abs(slope))
-        told |= scale > 2 * floor
-        worst = max(worst, max(0.0, abs(difference - slope) - floor) / max(scale, floor))
-    if worst > 0.05:
-        return Finding(
-            "gradient",
-            Status.FAILED,
-            f"gᵀv and central differences disagree by {worst:.1%}",
-            "Look for custom_jvp and custom_vjp rules, stop_gradient, and rounding in the forward pass.",
-        )
-    if not told:
-        return Finding("gradient", Status.OK, "too small beside the rounding of f to be told from 0")
-    return Finding("gradient", Status.OK, f"agrees with central differences in {_DIRECTIONS + 1} directions")
-
-
-def _mean(case: _Case, key: jax.Array) -> Finding:
+def _mean(case: Case, key: jax.Array) -> Finding:
     count = max(1, size(case.value_fn.batch) // 2)
-    once = jax.tree.map(lambda x: x[:count], case.value_fn.batch)
+    inputs, targets, _ = case.value_fn.batch
+    once = Batch(*jax.tree.map(lambda x: x[:count], (inputs, targets)))
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), once)
     penalty = float(case.value_fn.objective.penalty(case.params))
     single, double = (float(case.value(case.params, _on(batch, case))) - penalty for batch in (once, twice))
     change = abs(double - single)
-    if change <= 1e-3 * abs(single) + 1e-30:
+    if change <= 1e-3 * abs(single) + 10 * float(jnp.finfo(jnp.float32).eps) * abs(penalty):
         return Finding("mean", Status.OK, "every example twice: the same value")
     detail = f"every example twice: the mean loss goes from {single:.6g} to {double:.6g}"
     if abs(double - 2 * single) < 0.25 * abs(single):
@@ -178,7 +147,7 @@ def _mean(case: _Case, key: jax.Array) -> Finding:
     return Finding("mean", Status.WARNING, detail, "The examples see one another, or a dropout mask of another shape.")
 
 
-def _chunks(case: _Case, key: jax.Array) -> Finding:
+def _chunks(case: Case, key: jax.Array) -> Finding:
     value_fn = case.value_fn
     whole = min(size(value_fn.batch), value_fn.chunk_size or size(value_fn.batch))
     if whole < 2:
@@ -196,8 +165,8 @@ def _chunks(case: _Case, key: jax.Array) -> Finding:
     )
 
 
-def _symmetry(case: _Case, key: jax.Array) -> Finding:
-    u, v = (_normal(k, case.params) for k in jax.random.split(key))
+def _symmetry(case: Case, key: jax.Array) -> Finding:
+    u, v = (normal(k, case.params) for k in jax.random.split(key))
 
     @jax.jit
     def forms(params: Any, f: ValueFn) -> Any:
@@ -208,7 +177,7 @@ def _symmetry(case: _Case, key: jax.Array) -> Finding:
     ugv, vgu, ugu, vgv, quadratic = map(float, forms(case.params, case.value_fn))
     scale = max(abs(ugu * vgv) ** 0.5, abs(ugv), abs(vgu), 1e-30)
     apart = max(abs(ugv - vgu), abs(quadratic - ugu)) / scale
-    if apart > 1e-3:
+    if apart > max(1e-3, 4 * _coarsest(case)):
         return Finding(
             "symmetry",
             Status.FAILED,
@@ -218,19 +187,20 @@ def _symmetry(case: _Case, key: jax.Array) -> Finding:
     return Finding("symmetry", Status.OK, f"uᵀGv = vᵀGu to {apart:.0e}")
 
 
-def _convexity(case: _Case, key: jax.Array) -> Finding:
-    objective, rows = case.value_fn.objective.for_curvature, examples(case.value_fn.averaged)
-    outputs = jax.jit(lambda p, x: objective.predict(p, x))(case.params, rows.inputs)
+def _convexity(case: Case, key: jax.Array) -> Finding:
+    objective, rows = case.value_fn.objective.for_curvature, _first_chunk(case.value_fn.averaged, case)
+    with objective.matmul_precision():
+        outputs = jax.jit(lambda p, x: objective.predict(p, x))(case.params, rows.inputs)
     extremes = jax.jit(_extremes(objective.loss))
     lowest, highest, where = 0.0, 0.0, "at the outputs"
     for spread, name in ((0.0, "at the outputs"), (1.0, "one standard deviation away"), (3.0, "three away")):
-        noise = _normal(key, outputs)
+        noise = normal(key, outputs)
         moved = jax.tree.map(lambda z, n, s=spread: z + (s * (jnp.std(z) + 1e-3) * n).astype(z.dtype), outputs, noise)
         low, high = map(float, extremes(moved, rows, key))
         if low < lowest:
             lowest, where = low, name
         highest = max(highest, high)
-    if lowest < -1e-4 * max(highest, -lowest):
+    if lowest < -max(1e-4, 4 * _coarsest(case)) * max(highest, -lowest):
         return Finding(
             "convexity",
             Status.FAILED,
@@ -252,12 +222,12 @@ def _extremes(loss: Loss) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, ja
             basis = jnp.broadcast_to(jnp.eye(width, dtype=leaf.dtype)[:, None], (width, count, width))
             columns = jax.lax.map(lambda e: product(jax.tree.unflatten(tree, [e.reshape(leaf.shape)])), basis)
             matrices = jnp.moveaxis(jax.tree.leaves(columns)[0].reshape(width, count, width), 0, -1)
-            forms = jnp.linalg.eigvalsh((matrices + jnp.moveaxis(matrices, -1, -2)).astype(_wide(leaf)) / 2)
+            forms = jnp.linalg.eigvalsh((matrices + jnp.moveaxis(matrices, -1, -2)).astype(wide(leaf)) / 2)
         else:
 
             def form(key: jax.Array) -> jax.Array:
-                u = _normal(key, outputs)
-                terms = jax.tree.map(lambda a, b: (a * b).astype(_wide(a)).reshape(count, -1).sum(1), u, product(u))
+                u = normal(key, outputs)
+                terms = jax.tree.map(lambda a, b: (a * b).astype(wide(a)).reshape(count, -1).sum(1), u, product(u))
                 return jnp.stack(jax.tree.leaves(terms)).sum(0)
 
             forms = jax.lax.map(form, jax.random.split(key, _PROBES))
@@ -266,13 +236,14 @@ def _extremes(loss: Loss) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, ja
     return extremes
 
 
-def _parameters(case: _Case, key: jax.Array) -> Finding:
-    objective, inputs, params = case.value_fn.objective, case.value_fn.batch.inputs, case.params
+def _parameters(case: Case, key: jax.Array) -> Finding:
+    objective, params = case.value_fn.objective, case.params
+    inputs = _first_chunk(case.value_fn.batch, case).inputs
 
     @jax.jit
     def pulled(params: Any, inputs: Any) -> Any:
         linear = linearize(lambda p: objective.predict(p, inputs), params)
-        return jax.tree.map(lambda x: jnp.any(x != 0), linear.vjp(_normal(key, linear.outputs)))
+        return jax.tree.map(lambda x: jnp.any(x != 0), linear.vjp(normal(key, linear.outputs)))
 
     dead = [_path(path) for path, used in jax.tree.leaves_with_path(pulled(params, inputs)) if not used]
     if dead:
@@ -286,7 +257,7 @@ def _parameters(case: _Case, key: jax.Array) -> Finding:
     return Finding("parameters", Status.OK, f"all {len(jax.tree.leaves(params))} arrays act on the outputs")
 
 
-def _cost(case: _Case, key: jax.Array) -> Finding:
+def _cost(case: Case, key: jax.Array) -> Finding:
     def solve(params: Any, f: ValueFn) -> Any:
         value, grad = jax.value_and_grad(f)(params)
         solver = ConjugateGradient(_ITERATIONS, stop=())
@@ -304,7 +275,7 @@ def _cost(case: _Case, key: jax.Array) -> Finding:
     return Finding("cost", Status.OK, detail)
 
 
-def _examined(examine: Callable[..., Finding], case: _Case, key: jax.Array) -> Finding:
+def _examined(examine: Callable[..., Finding], case: Case, key: jax.Array) -> Finding:
     try:
         return determinism(case.value_fn, case.params) if examine is determinism else examine(case, key)
     except Exception as error:
@@ -319,24 +290,19 @@ def _path(path: Any) -> str:
     return f"params{jax.tree_util.keystr(path)}"
 
 
-def _on(batch: Batch, case: _Case) -> ValueFn:
+def _first_chunk(batch: Batch, case: Case) -> Examples:
+    return jax.tree.map(lambda x: x[: case.value_fn.chunk_size], examples(batch))
+
+
+def _coarsest(case: Case) -> float:
+    """ε of the narrowest dtype among parameters and outputs."""
+    inputs = case.value_fn.batch.inputs
+    outputs = jax.eval_shape(lambda p, x: case.value_fn.objective.predict(p, x), case.params, inputs)
+    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves((case.params, outputs)))
+
+
+def _on(batch: Batch, case: Case) -> ValueFn:
     return replace(case.value_fn, batch=batch, evaluation_batch=None, curvature_batch=None)
-
-
-def _normal(key: jax.Array, like: Any) -> Any:
-    return optax.tree.random_like(key, like)
-
-
-def _moved(params: Any, direction: Any, length: float) -> Any:
-    return jax.tree.map(lambda p, d: (p + length * d).astype(p.dtype), params, direction)
-
-
-def _eps(value: jax.Array) -> float:
-    return float(jnp.finfo(value.dtype).eps)
-
-
-def _wide(leaf: jax.Array) -> Any:
-    return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def _seconds(program: Callable[..., Any], *arguments: Any) -> float:

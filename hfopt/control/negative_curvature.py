@@ -6,8 +6,8 @@ one at which the model, seen from a stationary point, would have lowered a non-n
     ½ |uᵀAu| τ² = |f|.
 
 The trust region and the line search shorten it as they do every step, although |dᵀ(A + λM)d| of an indefinite A may be
-small for a long d. Where the gradient vanishes CG has nothing to
-solve; there it is given a random right-hand side, only to look for negative curvature.
+small for a long d. Where the gradient vanishes CG has nothing to solve; there it is given a random right-hand side,
+only to look for negative curvature.
 """
 
 from collections.abc import Callable

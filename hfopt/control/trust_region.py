@@ -217,4 +217,4 @@ class Earned:
             landing=landing.astype(level.dtype),
             predicted=jnp.maximum(-outcome.predicted, 0),
         )
-        return optax.tree.where(outcome.informative, after, state)
+        return optax.tree.where(outcome.informative, after, state._replace(predicted=jnp.zeros_like(state.predicted)))

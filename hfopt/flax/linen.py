@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from flax.training import train_state
 
-from hfopt.flax.statistics import accepted, averaged
+from hfopt.flax.statistics import averaged, extended, may_move, metrics
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 
@@ -101,47 +101,58 @@ class TrainState(train_state.TrainState):
         return self.objective(loss, **options).bind(batch, **(bind or {}))
 
     def apply_gradients(
-        self, *, grads: Any, value: Any = None, value_fn: ValueFn | None = None, **changes: Any
+        self,
+        *,
+        grads: Any,
+        value: Any = None,
+        grad: Any = None,
+        value_fn: Callable[[Any], Any] | None = None,
+        extra_args: Mapping[str, Any] | None = None,
+        **changes: Any,
     ) -> "TrainState":
-        """A step of the optimizer; ``value`` and ``value_fn`` reach it as extra arguments.
+        """A step of the optimizer; ``value``, ``grad`` and ``value_fn`` reach it as extra arguments.
 
         Flax's own sends all keyword arguments to ``replace``; so does this with the others.
 
         Args:
           grads: the gradient at ``params``.
           value: f there, from ``jax.value_and_grad``.
+          grad: the true gradient, where ``grads`` is something else; ``None``: ``grads``.
           value_fn: from `value_fn`. The collections in ``variables`` move by its pass over the batch, once, and not
             at all where the optimizer says that it rejected the step.
+          extra_args: further ones for the optimizer.
           changes: further fields to replace.
         """
-        tx = optax.with_extra_args_support(self.tx)
-        extra = {name: x for name, x in (("value", value), ("value_fn", value_fn)) if x is not None}
-        update = partial(tx.update, grad=grads, **extra)
+        tx = extended(self.tx)
+        given = {name: x for name, x in (("value", value), ("value_fn", value_fn)) if x is not None}
+        update = partial(tx.update, grad=grads if grad is None else grad, **given, **(extra_args or {}))
         # Flax's method does the rest: it calls `update` with gradients, state and parameters alone.
         stand_in = self.replace(tx=optax.GradientTransformation(tx.init, update))
         after = super(TrainState, stand_in).apply_gradients(grads=grads, **changes).replace(tx=self.tx)
-        if value_fn is None or not self.variables or "variables" in changes:
+        if not isinstance(value_fn, ValueFn) or not self.variables or "variables" in changes:
             return after
         if not isinstance(model := value_fn.objective.predict, Model):
             return after
         moved = averaged(value_fn, lambda inputs: model.run(self.params, inputs)[1])
-        return after.replace(variables=optax.tree.where(accepted(after.opt_state), moved, self.variables))
+        return after.replace(variables=optax.tree.where(may_move(after.opt_state, moved), moved, self.variables))
 
 
 def make_train_step(
-    loss: Loss, *, bind: Mapping[str, Any] | None = None, donate: bool = True, **options: Any
+    loss: Loss, *, bind: Mapping[str, Any] | None = None, donate: bool = False, **options: Any
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted training step for the plain case: ``train_step(state, batch) -> (state, metrics)``.
 
     Args:
       loss: one value an example; see `hfopt.Objective`.
-      bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``.
-      donate: let the old state's memory be used for the new one: do not use it afterwards.
+      bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``; batches among them are the same for
+        all steps.
+      donate: let the memory of the old state be used for the new one. Nothing that is in it may be used afterwards,
+        the parameters that the first state was created from included.
       options: as for `TrainState.objective`.
 
     Returns:
-      A function. ``metrics["loss"]`` is f at the parameters before the step; where the optimizer is one of this
-      package, the fields of `hfopt.StepInfo` are there too.
+      A function. ``metrics["loss"]`` is f at the parameters before the step; where the optimizer is of this package,
+      the fields of its `hfopt.StepInfo` or `hfopt.DirectionInfo` are there too.
     """
 
     @partial(jax.jit, donate_argnums=(0,) if donate else ())
@@ -149,7 +160,6 @@ def make_train_step(
         value_fn = state.value_fn(loss, batch, bind=bind, **options)
         value, grad = jax.value_and_grad(value_fn)(state.params)
         state = state.apply_gradients(grads=grad, value=value, value_fn=value_fn)
-        info = optax.tree.get(state.opt_state, "info")
-        return state, ({} if info is None else info._asdict()) | {"loss": value}
+        return state, metrics(state.opt_state) | {"loss": value}
 
     return train_step

@@ -15,7 +15,7 @@ import jax
 import optax
 from flax import nnx
 
-from hfopt.flax.statistics import accepted, averaged
+from hfopt.flax.statistics import averaged, extended, may_move, metrics
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 
@@ -27,7 +27,7 @@ class Model:
     """A module with everything but parameters and inputs held fixed: what `Objective` calls ``predict``."""
 
     graph: Any
-    rest: tuple[Any, Any]  # random streams; all else that is not trained
+    rest: tuple[Any, Any, Any]  # random streams; all else that is not trained; what was sown
     wrt: Any
     call: Call
 
@@ -36,10 +36,10 @@ class Model:
         return self.run(params, inputs)[0]
 
     def run(self, params: Any, inputs: Any) -> tuple[Any, tuple[Any, Any]]:
-        """The outputs, and ``rest`` as the module leaves it."""
+        """The outputs, and random streams and statistics as the module leaves them; what it sows is dropped."""
         module = nnx.merge(self.graph, params, *self.rest)
         outputs = self.call(module, inputs)
-        return outputs, _split(module, self.wrt)[2]
+        return outputs, _split(module, self.wrt)[2][:2]
 
 
 def params(module: Any, wrt: Any = nnx.Param) -> Any:
@@ -100,7 +100,15 @@ class Optimizer(nnx.Optimizer):
     """
 
     def update(
-        self, model: Any, grads: Any, /, *, value: Any = None, value_fn: ValueFn | None = None, **extra_args: Any
+        self,
+        model: Any,
+        grads: Any,
+        /,
+        *,
+        value: Any = None,
+        grad: Any = None,
+        value_fn: Callable[[Any], Any] | None = None,
+        **extra_args: Any,
     ) -> Any:
         """A step: parameters, optimizer state, and once what else the model moves as it is called.
 
@@ -108,23 +116,33 @@ class Optimizer(nnx.Optimizer):
           model: the module.
           grads: the gradient at `params`, from ``jax.grad`` of a `value_fn`, or from ``nnx.grad``.
           value: f there.
+          grad: the true gradient, where ``grads`` is something else; ``None``: ``grads``.
           value_fn: from `value_fn`.
           extra_args: passed on to the transformation.
 
         Returns:
           The updates.
+
+        Raises:
+          ValueError: ``value_fn`` is a function of other variables than ``wrt`` selects.
         """
+        module = value_fn.objective.predict if isinstance(value_fn, ValueFn) else None
+        if isinstance(module, Model) and module.wrt != self.wrt:
+            raise ValueError(
+                f"Optimizer.update: `value_fn` was made with wrt={module.wrt} and the optimizer with wrt={self.wrt}; "
+                "give both the same filter."
+            )
         here, grads = params(model, self.wrt), nnx.as_pure(grads)
         extra_args |= {name: x for name, x in (("value", value), ("value_fn", value_fn)) if x is not None}
-        tx, state = optax.with_extra_args_support(self.tx), nnx.as_pure(self.opt_state)
-        updates, state = tx.update(grads, state, here, grad=grads, **extra_args)
+        state, grad = nnx.as_pure(self.opt_state), grads if grad is None else nnx.as_pure(grad)
+        updates, state = extended(self.tx).update(grads, state, here, grad=grad, **extra_args)
         nnx.update(model, optax.apply_updates(here, updates))
         nnx.update(self.opt_state, nnx.state(state))
         self.step[...] += 1
-        if value_fn is not None and isinstance(module := value_fn.objective.predict, Model):
+        if isinstance(value_fn, ValueFn) and isinstance(module, Model):
             streams, others = averaged(value_fn, lambda inputs: module.run(here, inputs)[1])
             nnx.update(model, streams)
-            nnx.update(model, optax.tree.where(accepted(state), others, module.rest[1]))
+            nnx.update(model, optax.tree.where(may_move(state, others), others, module.rest[1]))
         return updates
 
 
@@ -135,12 +153,14 @@ def make_train_step(
 
     Args:
       loss: one value an example; see `hfopt.Objective`.
-      bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``.
+      bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``; batches among them are the same for
+        all steps.
       options: as for `objective`; what is trained is the optimizer's ``wrt``.
 
     Returns:
       A function that changes model and optimizer in place. ``metrics["loss"]`` is f at the parameters before the step;
-      where the transformation is one of this package, the fields of `hfopt.StepInfo` are there too.
+      where the transformation is of this package, the fields of its `hfopt.StepInfo` or `hfopt.DirectionInfo` are there
+      too.
     """
 
     @nnx.jit
@@ -148,13 +168,12 @@ def make_train_step(
         f = value_fn(model, loss, batch, bind=bind, wrt=optimizer.wrt, **options)
         value, grad = jax.value_and_grad(f)(params(model, optimizer.wrt))
         optimizer.update(model, grad, value=value, value_fn=f)
-        info = optax.tree.get(nnx.as_pure(optimizer.opt_state), "info")
-        return ({} if info is None else info._asdict()) | {"loss": value}
+        return metrics(nnx.as_pure(optimizer.opt_state)) | {"loss": value}
 
     return train_step
 
 
-def _split(module: Any, wrt: Any) -> tuple[Any, Any, tuple[Any, Any]]:
-    """The graph, what is trained, and (random streams, all else), as arrays that no call of the module changes."""
-    graph, trained, streams, others = nnx.split(module, wrt, nnx.RngState, ...)
-    return graph, nnx.as_pure(trained), (nnx.as_pure(streams), nnx.as_pure(others))
+def _split(module: Any, wrt: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """The graph, what is trained, and (random streams, all else, what was sown), as arrays that no call changes."""
+    graph, trained, streams, sown, others = nnx.split(module, wrt, nnx.RngState, nnx.Intermediate, ...)
+    return graph, nnx.as_pure(trained), (nnx.as_pure(streams), nnx.as_pure(others), nnx.as_pure(sown))

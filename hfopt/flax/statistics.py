@@ -1,5 +1,6 @@
-"""What a model writes down as it is called, such as the running statistics of BatchNorm: moved once a step."""
+"""What training states of both frameworks do: statistics that move once a step, reports, extra arguments."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 
 from hfopt.batch import chunks, examples, sum_over_chunks
 from hfopt.objective import ValueFn
+from hfopt.state import DirectionInfo, StepInfo
 
 
 def averaged(value_fn: ValueFn, run: Callable[[Any], Any]) -> Any:
@@ -34,7 +36,27 @@ def averaged(value_fn: ValueFn, run: Callable[[Any], Any]) -> Any:
         return jax.tree.unflatten(structure, moved)
 
 
-def accepted(opt_state: Any) -> Any:
-    """Whether the optimizer took its last step: true for all that do not say."""
-    said = optax.tree.get_all_with_path(opt_state, "accepted")
-    return jnp.all(jnp.stack([value for _, value in said])) if said else jnp.bool_(True)
+def may_move(opt_state: Any, moved: Any) -> Any:
+    """Whether the optimizer took its last step, true for all that do not say; and ``moved`` is finite."""
+    infos = [info for info in _infos(opt_state) if isinstance(info, StepInfo)]
+    floats = [leaf for leaf in jax.tree.leaves(moved) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.array([*(info.accepted for info in infos), *(jnp.isfinite(x).all() for x in floats), True]))
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+    """The report of the first transformation of this package in ``opt_state``; empty if there is none."""
+    infos = _infos(opt_state)
+    return infos[0]._asdict() if infos else {}
+
+
+def extended(tx: Any) -> optax.GradientTransformationExtraArgs:
+    """``tx`` with an update that takes any extra argument; also for ``optax.MultiSteps``, which hides that it does."""
+    kinds = [parameter.kind for parameter in inspect.signature(tx.update).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return optax.with_extra_args_support(tx)
+
+
+def _infos(opt_state: Any) -> list[Any]:
+    known = lambda node: isinstance(node, StepInfo | DirectionInfo)  # noqa: E731
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=known) if known(node)]

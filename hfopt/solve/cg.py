@@ -132,7 +132,7 @@ class ConjugateGradient:
         warm = start is not None
         p = start if warm else precondition(rhs)
         first = vdot(rhs, p)
-        x, ry, phi = (start, jnp.zeros_like(first), -first) if warm else (optax.tree.zeros_like(rhs), first, 0 * first)
+        x, ry = (start, jnp.zeros_like(first)) if warm else (optax.tree.zeros_like(rhs), first)
         rhs_norm, tiny = norm(rhs), jnp.finfo(first.dtype).tiny
         stop = jnp.where((ry == 0) & (not warm), Stop.SOLVED, Stop.NONE)
         stop = jnp.where(jnp.isfinite(first), stop, Stop.NONFINITE)
@@ -146,8 +146,8 @@ class ConjugateGradient:
             x = axpy(alpha, p, state.x)
             r = axpy(-jnp.where(opening, 1, alpha), ap, state.r)
             y = precondition(r)
-            ry, fall = vdot(r, y), 0.5 * jnp.where(opening, -curvature, alpha * state.ry)
-            phi = state.values[state.step] - fall
+            ry = vdot(r, y)
+            phi = jnp.where(opening, 0.5 * curvature - first, state.values[state.step] - 0.5 * alpha * state.ry)
             values = state.values.at[step].set(phi)
             p = axpy(jnp.where(opening, 0, ry / state.ry), p, y)
 
@@ -167,7 +167,7 @@ class ConjugateGradient:
             failed = done._replace(step=state.step, x=state.x, p=state.p, values=state.values, stop=reason)
             return optax.tree.where(sound, done, failed)
 
-        values = jnp.full(self.max_steps + 1, jnp.nan, ry.dtype).at[0].set(phi)
+        values = jnp.full(self.max_steps + 1, jnp.nan, ry.dtype).at[0].set(jnp.nan if warm else 0.0)
         kept = self._empty_kept(rhs)
         state = _State(jnp.int32(0), jnp.int32(0), x, rhs, p, ry, values, stop.astype(jnp.int32), kept)
         state = jax.lax.while_loop(lambda s: s.stop == Stop.NONE, iterate, state)

@@ -55,6 +55,24 @@ def test_a_healthy_model_passes(params, batch, bind):
     assert "MiB" in report["cost"].detail
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_wide_network_passes_in_either_precision(dtype):
+    """‖θ‖ is then large, and f bends over a small part of it."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((64, 512), (512, 512), (512, 10))
+    params = [(jax.random.normal(k, s) * (2 / s[0]) ** 0.5).astype(dtype) for k, s in zip(keys, shapes, strict=False)]
+
+    def predict(params, x):
+        for weights in params[:-1]:
+            x = jax.nn.relu(x @ weights)
+        return (x @ params[-1]).astype(jnp.float32)
+
+    inputs = jax.random.normal(keys[3], (32, 64)).astype(dtype)
+    report = hfopt.check(hfopt.Objective(predict, CROSS_ENTROPY).bind((inputs, jnp.arange(32) % 10)), params)
+    assert report.ok, str(report)
+    assert report["gradient"].status is Status.OK
+
+
 def test_a_sum_instead_of_losses_is_found(params, batch):
     report = examine(predict, lambda z, y: CROSS_ENTROPY(z, y).sum(), batch, params)
     assert_only(report, "evaluation", Status.FAILED, "one value per example")
@@ -163,5 +181,6 @@ def test_the_report_reads_well(params, batch):
 
 
 def test_a_plain_function_is_refused(params):
-    with pytest.raises(TypeError, match=r"hfopt\.Objective"):
-        hfopt.check(lambda p: 0.0, params)
+    for no_value_fn in (lambda p: 0.0, None):
+        with pytest.raises(TypeError, match=r"hfopt\.Objective"):
+            hfopt.check(no_value_fn, params)

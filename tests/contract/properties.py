@@ -119,7 +119,7 @@ def partition(optimizer: Optimizer) -> None:
 
 
 def flatten(optimizer: Optimizer) -> None:
-    with pytest.raises(ValueError, match=r"optax\.flatten, leave it out"):
+    with pytest.raises(ValueError, match=r"optax\.flatten that makes a vector of the parameters, leave it out"):
         trajectory(optax.flatten(optimizer.make()))
 
 

@@ -167,7 +167,7 @@ def test_small_batches_neither_bounce_nor_stop_where_the_classical_rule_bounces(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hfopt.scheduled_trust(0.0), "`radius` must be positive or a schedule, got 0.0"),
+        (lambda: hfopt.scheduled_trust(0.0), "`radius` must be positive, got 0.0"),
         (lambda: hfopt.earned_trust(radius=-1.0), "`radius` must be positive, got -1.0"),
         (lambda: hfopt.earned_trust(initial_cg_steps=0), "`initial_cg_steps` must be at least 1, got 0"),
         (lambda: hfopt.earned_trust(memory=1.0), r"`memory` must lie in \[0, 1\), got 1.0"),

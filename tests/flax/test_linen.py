@@ -132,6 +132,32 @@ def test_masks_drop_the_share_they_should():
     assert float(outputs.mean()) == pytest.approx(1 - RATE, abs=0.01)
 
 
+def test_chains_multi_steps_and_the_arguments_of_lbfgs_are_served():
+    """A line search of Optax's reports an ``info`` of its own; MultiSteps does not say that it takes extra arguments."""
+    searched = optax.chain(
+        hfopt.scale_by_gauss_newton(solver=hfopt.cg(3)), optax.scale(-1.0), optax.scale_by_backtracking_linesearch(5)
+    )
+    state, metrics = linen.make_train_step(CROSS_ENTROPY, **TRAINING)(new_state(searched), batch())
+    assert set(metrics) == {*hfopt.DirectionInfo._fields, "loss"}
+    train_step = linen.make_train_step(CROSS_ENTROPY, **TRAINING)
+    before = new_state(optax.MultiSteps(SMALL, 2))
+    between, _ = train_step(before, batch())
+    after, _ = train_step(between, batch())
+    jax.tree.map(np.testing.assert_array_equal, between.params, before.params)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (after.params, before.params)), strict=True))
+    value_fn = before.value_fn(CROSS_ENTROPY, batch(), **TRAINING)
+    value, grad = jax.value_and_grad(value_fn)(before.params)
+    new_state().apply_gradients(grads=grad, value=value, grad=grad, value_fn=value_fn)
+    new_state(optax.lbfgs()).apply_gradients(grads=grad, value=value, value_fn=lambda params: value_fn(params))
+
+
+def test_statistics_of_a_bad_batch_are_not_kept_whatever_the_optimizer():
+    inputs, labels = batch()
+    state = new_state(optax.apply_if_finite(optax.adam(1e-2), 3))
+    after, _ = linen.make_train_step(CROSS_ENTROPY, **TRAINING)(state, (inputs.at[0, 0].set(jnp.nan), labels))
+    jax.tree.map(np.testing.assert_array_equal, after.variables, state.variables)
+
+
 def test_other_keywords_replace_fields_as_in_flax():
     state = new_state(optax.sgd(0.1))
     grads = jax.tree.map(jnp.ones_like, state.params)

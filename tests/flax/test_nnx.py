@@ -87,6 +87,24 @@ def test_frozen_modules_stay_and_the_solve_is_that_of_the_others():
     assert changed == {"head", "dropout", "norm"}
 
 
+def test_what_a_module_sows_is_dropped_and_a_wrong_filter_is_named():
+    class Sowing(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(5, 3, rngs=rngs)
+
+        def __call__(self, x):
+            self.sow(nnx.Intermediate, "hidden", x)
+            return self.layer(x)
+
+    model = Sowing(nnx.Rngs(0))
+    optimizer = hf.Optimizer(model, SMALL, wrt=nnx.Param)
+    assert hf.make_train_step(CROSS_ENTROPY)(model, optimizer, batch())["accepted"]
+    kernel = nnx.All(nnx.Param, nnx.PathContains("kernel"))
+    value_fn = hf.value_fn(model, CROSS_ENTROPY, batch(), wrt=kernel)
+    with pytest.raises(ValueError, match="give both the same filter"):
+        optimizer.update(model, hf.params(model, kernel), value_fn=value_fn)
+
+
 def test_shared_modules_are_trained_once():
     class Twice(nnx.Module):
         def __init__(self, rngs):

@@ -138,6 +138,13 @@ def test_a_right_hand_side_that_is_not_finite_is_not_touched(bad):
     np.testing.assert_array_equal(result.solution, 0)
 
 
+def test_a_start_whose_product_breaks_down_has_no_model_value():
+    result = hfopt.cg(5).solve(lambda v: v * jnp.nan, jnp.ones(3), 2 * jnp.ones(3))
+    np.testing.assert_array_equal(result.solution, 2.0)
+    assert (result.steps, result.products, result.stop) == (0, 1, Stop.NONFINITE)
+    assert np.isnan(result.model_value)
+
+
 def test_a_zero_right_hand_side_is_solved_by_zero():
     result = _solve(_spd(), np.zeros(12))
     assert (result.stop, result.steps, result.products) == (Stop.SOLVED, 0, 0)
