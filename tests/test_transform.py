@@ -20,6 +20,7 @@ from tests.cases import (
     dense_hessian,
     dense_value,
     relative_error,
+    slowly,
 )
 from tests.loops import CLASSICAL, NEWTON, STYLES, least_squares, run, train_step
 
@@ -92,7 +93,7 @@ def test_without_a_warm_start_no_solution_is_kept_and_no_product_spent_on_it():
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("optimizer", [optax.lbfgs, hfopt.hessian_free])
+@pytest.mark.parametrize("optimizer", [slowly(optax.lbfgs), hfopt.hessian_free])
 def test_lbfgs_is_swapped_for_hessian_free_in_one_line(optimizer):
     with jax.enable_x64(True):
         case = CASES["mlp-softmax-integer"]()

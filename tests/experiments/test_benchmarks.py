@@ -29,6 +29,7 @@ def test_the_arithmetic_of_a_product_is_that_of_its_matrices():
     assert row.lowest == row.value == row.highest > 0
 
 
+@pytest.mark.slow
 def test_a_chunked_network_has_its_gradient_measured_too():
     assert [row.path for row in products.measure(1, networks=[CHUNKED])] == [
         "hfopt, keep",
@@ -61,6 +62,7 @@ def test_memory_is_that_of_a_chunk_or_grows_with_the_examples(monkeypatch):
     assert used[kept, "400 images"] > 1.5 * used[kept, "200 images"] > used[recomputed, "200 images"]
 
 
+@pytest.mark.slow
 def test_a_step_spends_the_products_and_losses_of_its_iterations():
     rows = step.measure(1, SMALL)
     assert [row.target for row in rows] == [pytest.approx(1.2 * (k + 2)) for k in (10, 10, 50, 50)]

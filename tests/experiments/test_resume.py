@@ -99,6 +99,7 @@ def test_killed_again_and_again_it_ends_with_the_same_metrics(undisturbed, tmp_p
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_while_the_batches_grow_it_goes_on_with_the_same_sizes_and_samples(small_file):
     settings = "{gradient: 30, gradient_growth: {factor: 2, every_steps: 2}, curvature: 7, evaluation: 0.2}"
     growing = f"optimizers.hessian_free={{steps: 4, preset: stochastic, batches: {settings}}}"

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from experiments.training import mean_loss_and_accuracy, train
+from tests.cases import slowly
 from tests.experiments.conftest import recorded_run, rows
 
 TIMES = {"seconds"}
@@ -100,7 +101,7 @@ def test_hessian_free_with_an_undamped_exact_solve_takes_the_newton_step(plan):
     assert (row["new_loss"] - value) / row["reduction_ratio"] == pytest.approx(predicted, rel=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["hessian_free", "adam", "sgd"])
+@pytest.mark.parametrize("optimizer", [slowly("hessian_free"), "adam", "sgd"])
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(plan, optimizer):
     first = rows(plan(f"optimizer={optimizer}"))
     again = [moment.row for moment in train(plan(f"optimizer={optimizer}"))]

@@ -133,11 +133,11 @@ def test_masks_drop_the_share_they_should():
 
 
 def test_chains_multi_steps_and_the_arguments_of_lbfgs_are_served():
-    """A line search of Optax's reports an ``info`` of its own; MultiSteps does not say that it takes extra arguments."""
+    """A line search of Optax's has an ``info`` of its own; MultiSteps does not say that it takes extra arguments."""
     searched = optax.chain(
         hfopt.scale_by_gauss_newton(solver=hfopt.cg(3)), optax.scale(-1.0), optax.scale_by_backtracking_linesearch(5)
     )
-    state, metrics = linen.make_train_step(CROSS_ENTROPY, **TRAINING)(new_state(searched), batch())
+    _, metrics = linen.make_train_step(CROSS_ENTROPY, **TRAINING)(new_state(searched), batch())
     assert set(metrics) == {*hfopt.DirectionInfo._fields, "loss"}
     train_step = linen.make_train_step(CROSS_ENTROPY, **TRAINING)
     before = new_state(optax.MultiSteps(SMALL, 2))

@@ -87,6 +87,7 @@ def test_frozen_modules_stay_and_the_solve_is_that_of_the_others():
     assert changed == {"head", "dropout", "norm"}
 
 
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")  # deprecated, and still used
 def test_what_a_module_sows_is_dropped_and_a_wrong_filter_is_named():
     class Sowing(nnx.Module):
         def __init__(self, rngs):
