@@ -84,10 +84,7 @@ def attempt(
     result = at.system.solve(at.rhs, damping, step_limit)
     course, full_step_loss = _course(at, result, damping, bound)
     direction = course.direction
-    squared_norm = vdot(direction, direction)
-    form = course.damped_form - damping * (
-        squared_norm if at.system.metric is None else at.system.metric_form(direction)
-    )
+    form = course.damped_form - damping * at.system.metric_form(direction)
     length = at.longest(course.damped_form, bound)
     slope = -vdot(at.descent, direction).astype(dtype)
     trial_loss = lambda alpha: at.loss_after(at.step(alpha * length, direction))  # noqa: E731
@@ -111,7 +108,7 @@ def attempt(
     step = at.step(alpha, direction)
     outcome = Outcome(
         step=optax.tree.where(accepted, step, optax.tree.zeros_like(step)),
-        squared_norm=(alpha**2 * squared_norm).astype(dtype),
+        squared_norm=(alpha**2 * vdot(direction, direction)).astype(dtype),
         predicted=predicted,
         reduction_ratio=ratio(predicted),
         damped_ratio=ratio(model(alpha, course.damped_form)),

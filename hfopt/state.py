@@ -6,7 +6,7 @@ import jax
 
 
 class Carried(NamedTuple):
-    """What one system leaves to the next; fields of the state of every transformation."""
+    """What one linear system leaves to the next; fields of the state of every transformation."""
 
     solution: Any  # the last solution, shaped like the parameters; () without warm start
     metric: Any  # the state of the metric; () without one
@@ -40,11 +40,6 @@ class HessianFreeState(NamedTuple):
     preconditioner: Any  # the state of the preconditioner; () without one
     info: StepInfo
 
-    @property
-    def carried(self) -> Carried:
-        """What the next linear system starts from."""
-        return Carried(self.solution, self.metric, self.preconditioner)
-
 
 class DirectionInfo(NamedTuple):
     """How the last direction was found; scalars."""
@@ -63,8 +58,3 @@ class GaussNewtonState(NamedTuple):
     metric: Any  # the state of the metric; () without one
     preconditioner: Any  # the state of the preconditioner; () without one
     info: DirectionInfo
-
-    @property
-    def carried(self) -> Carried:
-        """What the next linear system starts from."""
-        return Carried(self.solution, self.metric, self.preconditioner)

@@ -76,31 +76,30 @@ class Assembly:
             preconditioner=() if self.preconditioner is None else self.preconditioner.init(params),
         )
 
-    def assemble(self, carried: Carried, step: jax.Array, value_fn: ValueFn, params: Any, gradient: Any) -> System:
+    def assemble(self, state: Any, value_fn: ValueFn, params: Any, gradient: Any) -> System:
         """The system at ``params``.
 
         Args:
-          carried: from the last step.
-          step: the number of steps taken, for keys and schedules.
+          state: of the transformation: the number of steps taken, for keys and schedules, and the fields of `Carried`.
           value_fn: the objective on the batch.
           params: θ.
           gradient: what the metric follows; in at least float32.
         """
-        key = {"key": jax.random.fold_in(jax.random.key(self.seed), step)} if takes_key(self.curvature) else {}
+        key = {"key": jax.random.fold_in(jax.random.key(self.seed), state.step)} if takes_key(self.curvature) else {}
         operator = self.curvature(value_fn, params, **key)
-        metric, measuring, unmeasure = None, carried.metric, None
+        metric, measuring, unmeasure = None, state.metric, None
         if self.metric is not None:
-            measuring = self.metric.update(carried.metric, gradient)
+            measuring = self.metric.update(state.metric, gradient)
             metric, unmeasure = self.metric.product(measuring, value_fn, params), self.metric.inverse(measuring)
         inverse: Callable[[Any], Any] = lambda damping: unmeasure  # noqa: E731
-        preconditioning, products = carried.preconditioner, jnp.int32(0)
+        preconditioning, products = state.preconditioner, jnp.int32(0)
         if (preconditioner := self.preconditioner) is not None:
-            preconditioning = preconditioner.update(carried.preconditioner, operator, value_fn, params)
+            preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
             inverse = lambda damping: preconditioner.inverse(preconditioning, damping)  # noqa: E731
             products = preconditioning.setup_products
         start = None
         if self.warm_start is not None:
-            decay = self.warm_start(step) if callable(self.warm_start) else self.warm_start
-            start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, carried.solution)
-        left = Carried(carried.solution, measuring, preconditioning)
+            decay = self.warm_start(state.step) if callable(self.warm_start) else self.warm_start
+            start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
+        left = Carried(state.solution, measuring, preconditioning)
         return System(operator, metric, inverse, start, self.solver, products, left)

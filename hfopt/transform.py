@@ -162,7 +162,7 @@ def hessian_free(
         grad = updates if grad is None else widened(grad)
 
         # What is done once a step, whatever λ will be.
-        system = assembly.assemble(state.carried, state.step, value_fn, params, updates)
+        system = assembly.assemble(state, value_fn, params, updates)
         descent, rhs = optax.tree.scale(-1, grad), optax.tree.scale(-1, updates)
         at = Point(params, loss, descent, rhs, system, canonical(judge))
         if system.operator.indefinite:
@@ -261,7 +261,7 @@ def scale_by_gauss_newton(
         del extra_args
         value_fn = checked_call(where, params, value_fn)
         rhs, dtype = widened(updates), state.info.damping.dtype
-        system = assembly.assemble(state.carried, state.step, value_fn, params, rhs)
+        system = assembly.assemble(state, value_fn, params, rhs)
         if system.operator.indefinite:
             raise ValueError(
                 f"{where}: the curvature must be positive semi-definite, or its inverse may point uphill; take "

@@ -103,8 +103,8 @@ class FixedStep:
     ) -> LineSearchResult:
         """See `LineSearch.search`."""
         step_size = jnp.full_like(slope, self.step_size)
-        known = not isinstance(self.step_size, jax.Array) and self.step_size == 1
-        if full_step_loss is not None and known:
+        is_full = not isinstance(self.step_size, jax.Array) and self.step_size == 1  # an array's number is not known
+        if full_step_loss is not None and is_full:
             return LineSearchResult(step_size, full_step_loss, jnp.isfinite(full_step_loss), jnp.int32(0))
         new_loss = trial_loss(step_size)
         return LineSearchResult(step_size, new_loss, jnp.isfinite(new_loss), jnp.int32(1))

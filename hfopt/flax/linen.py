@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from flax.training import train_state
 
-from hfopt.flax.statistics import averaged, extended, may_move, metrics
+from hfopt.flax.training import averaged, extended, may_move, metrics
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 

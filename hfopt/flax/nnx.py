@@ -15,7 +15,7 @@ import jax
 import optax
 from flax import nnx
 
-from hfopt.flax.statistics import averaged, extended, may_move, metrics
+from hfopt.flax.training import averaged, extended, may_move, metrics
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 
