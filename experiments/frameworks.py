@@ -155,7 +155,7 @@ def train_linen(tx: Any, batch: Any, steps: int) -> Run:
         key=jax.random.key(1),
     )
     options: dict[str, Any] = {"l2": _L2, "arguments": {"train": True}}
-    train_step = hf_linen.make_train_step(_LOSS, donate=False, **options)
+    train_step = hf_linen.make_train_step(_LOSS, exact_loss=True, **options)
     evaluate = jax.jit(lambda state: state.value_fn(_LOSS, (images, labels), **options)(state.params))
 
     def step() -> tuple[jax.Array, Any]:
@@ -174,7 +174,7 @@ def train_nnx(tx: Any, batch: Any, steps: int) -> Run:
     nnx.update(model, _wide(nnx.as_pure(nnx.state(model, (nnx.Param, nnx.BatchStat)))))
     model.load(_wide(LinenResNet(10).init(jax.random.key(0), images[:1])["params"]))
     optimizer = hf_nnx.Optimizer(model, tx, wrt=nnx.Param)
-    train_step = hf_nnx.make_train_step(_LOSS, l2=_L2)
+    train_step = hf_nnx.make_train_step(_LOSS, l2=_L2, exact_loss=True)
     evaluate = nnx.jit(lambda model, batch: hf_nnx.value_fn(model, _LOSS, batch, l2=_L2)(hf_nnx.params(model)))
     return _record(lambda: (evaluate(model, batch), train_step(model, optimizer, batch)), steps)
 
@@ -202,7 +202,10 @@ def _wide(tree: Any) -> Any:
 
 
 def main(dataset: Dataset, examples: int, steps: int, console: Console) -> bool:
-    """Train both and print their losses side by side; whether they agree, which single precision does not let them."""
+    """Train both and print their losses side by side; whether reports are exact and the two agree.
+
+    Single precision does not let them agree: conjugate gradients amplify rounding.
+    """
     batch = first_examples(dataset, examples)
     linen, other = (train(hfopt.hessian_free(), batch, steps) for train in (train_linen, train_nnx))
     table = Table(
@@ -218,14 +221,12 @@ def main(dataset: Dataset, examples: int, steps: int, console: Console) -> bool:
     console.print(table)
     pairs = [pair for run in (linen, other) for pair in zip(run.reported, run.evaluated, strict=True)]
     unequal = sum(a != b for a, b in pairs)
-    units = max(abs(a - b) / np.spacing(np.asarray(b, batch[0].dtype)) for a, b in pairs)
     furthest = max(abs(a - b) / abs(a) for a, b in zip(linen.reported, other.reported, strict=True))
     console.print(
-        f"Reported losses that equal value_fn(params) bit for bit: {2 * steps - unequal} of {2 * steps}, "
-        f"the others to {units:.0f} units in the last place. "
+        f"Reported losses that equal value_fn(params) bit for bit: {2 * steps - unequal} of {2 * steps}. "
         f"Largest relative difference of the frameworks: {furthest:.1e}. "
         f"Accepted steps: {linen.accepted} and {other.accepted} of {steps}. "
         f"Seconds with compiling: {linen.seconds:.0f} and {other.seconds:.0f}.",
         highlight=False,
     )
-    return furthest <= 1e-5 or batch[0].dtype != np.float64
+    return unequal == 0 and (furthest <= 1e-5 or batch[0].dtype != np.float64)

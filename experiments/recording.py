@@ -18,13 +18,14 @@ import math
 import os
 import platform
 import re
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jax
 import orbax.checkpoint as ocp
@@ -47,23 +48,30 @@ def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -
     parent = runs / config.name
     parent.mkdir(parents=True, exist_ok=True)
     # Filled under a temporary name and then renamed: a run folder is never without its configuration.
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".new-") as scratch:
-        staged = Path(scratch) / "run"
-        staged.mkdir()
+    staged = parent / f".new-{uuid4().hex}"
+    staged.mkdir()
+    try:
         (staged / _CONFIG).write_text(dump_config(config), encoding="utf-8")
         (staged / _ENVIRONMENT).write_text(_to_json(environment(dataset, devices), indent=2) + "\n", encoding="utf-8")
         (staged / _METRICS).touch()
-        number = max((number for number, _ in _runs_of(runs, config)), default=0)
-        while True:
-            number += 1
-            folder = parent / (_stem(config) + ("" if number == 1 else f"-{number}"))
-            try:
-                staged.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-                continue  # another process took the name in the meantime
-            return folder
+        return _take_number(staged, runs, config)
+    except BaseException:
+        shutil.rmtree(staged)
+        raise
+
+
+def _take_number(staged: Path, runs: Path, config: Config) -> Path:
+    """``staged`` renamed to the first free number of this configuration's runs."""
+    number = max((number for number, _ in _runs_of(runs, config)), default=0)
+    while True:
+        number += 1
+        folder = staged.parent / (_stem(config) + ("" if number == 1 else f"-{number}"))
+        try:
+            return staged.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another process took the name in the meantime.
 
 
 def find_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:

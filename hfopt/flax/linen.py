@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from flax.training import train_state
 
-from hfopt.flax.training import averaged, extended, may_move, metrics
+from hfopt.flax.training import averaged, evaluated, extended, may_move, metrics
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 
@@ -138,7 +138,7 @@ class TrainState(train_state.TrainState):
 
 
 def make_train_step(
-    loss: Loss, *, bind: Mapping[str, Any] | None = None, donate: bool = False, **options: Any
+    loss: Loss, *, bind: Mapping[str, Any] | None = None, donate: bool = False, exact_loss: bool = False, **options: Any
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted training step for the plain case: ``train_step(state, batch) -> (state, metrics)``.
 
@@ -148,6 +148,8 @@ def make_train_step(
         all steps.
       donate: let the memory of the old state be used for the new one. Nothing that is in it may be used afterwards,
         the parameters that the first state was created from included.
+      exact_loss: report f by a forward pass of its own, which equals ``jax.jit(value_fn)(params)`` bit for bit. The f
+        of ``jax.value_and_grad``, reported otherwise, costs nothing and may differ from that in the last place.
       options: as for `TrainState.objective`.
 
     Returns:
@@ -159,7 +161,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         value_fn = state.value_fn(loss, batch, bind=bind, **options)
         value, grad = jax.value_and_grad(value_fn)(state.params)
+        reported = evaluated(value_fn, state.params) if exact_loss else value
         state = state.apply_gradients(grads=grad, value=value, value_fn=value_fn)
-        return state, metrics(state.opt_state) | {"loss": value}
+        return state, metrics(state.opt_state) | {"loss": reported}
 
     return train_step

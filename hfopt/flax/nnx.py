@@ -15,7 +15,7 @@ import jax
 import optax
 from flax import nnx
 
-from hfopt.flax.training import averaged, extended, may_move, metrics
+from hfopt.flax.training import averaged, evaluated, extended, may_move, metrics
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 
@@ -147,7 +147,7 @@ class Optimizer(nnx.Optimizer):
 
 
 def make_train_step(
-    loss: Loss, *, bind: Mapping[str, Any] | None = None, **options: Any
+    loss: Loss, *, bind: Mapping[str, Any] | None = None, exact_loss: bool = False, **options: Any
 ) -> Callable[[Any, Optimizer, Any], dict[str, jax.Array]]:
     """The jitted training step for the plain case: ``train_step(model, optimizer, batch) -> metrics``.
 
@@ -155,6 +155,8 @@ def make_train_step(
       loss: one value an example; see `hfopt.Objective`.
       bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``; batches among them are the same for
         all steps.
+      exact_loss: report f by a forward pass of its own, which equals ``jax.jit(value_fn)(params)`` bit for bit. The f
+        of ``jax.value_and_grad``, reported otherwise, costs nothing and may differ from that in the last place.
       options: as for `objective`; what is trained is the optimizer's ``wrt``.
 
     Returns:
@@ -166,9 +168,11 @@ def make_train_step(
     @nnx.jit
     def train_step(model: Any, optimizer: Optimizer, batch: Any) -> dict[str, jax.Array]:
         f = value_fn(model, loss, batch, bind=bind, wrt=optimizer.wrt, **options)
-        value, grad = jax.value_and_grad(f)(params(model, optimizer.wrt))
+        here = params(model, optimizer.wrt)
+        value, grad = jax.value_and_grad(f)(here)
+        reported = evaluated(f, here) if exact_loss else value
         optimizer.update(model, grad, value=value, value_fn=f)
-        return metrics(nnx.as_pure(optimizer.opt_state)) | {"loss": value}
+        return metrics(nnx.as_pure(optimizer.opt_state)) | {"loss": reported}
 
     return train_step
 

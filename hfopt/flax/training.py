@@ -36,6 +36,17 @@ def averaged(value_fn: ValueFn, run: Callable[[Any], Any]) -> Any:
         return jax.tree.unflatten(structure, moved)
 
 
+def evaluated(value_fn: ValueFn, params: Any) -> jax.Array:
+    """f(params) by a forward pass that shares nothing with the rest of the program.
+
+    The compiler forms one program's sums in an order that depends on what else it computes of the same values, so the
+    f of ``jax.value_and_grad`` and that of ``value_fn(params)`` may differ in their last place. Kept apart, the pass is
+    compiled as it is when it is all there is.
+    """
+    value_fn, params = jax.lax.optimization_barrier((value_fn, params))
+    return jax.lax.optimization_barrier(value_fn(params))
+
+
 def may_move(opt_state: Any, moved: Any) -> Any:
     """Whether the optimizer took its last step, true for all that do not say; and ``moved`` is finite."""
     infos = [info for info in _infos(opt_state) if isinstance(info, StepInfo)]
