@@ -1,7 +1,7 @@
 """hfopt: Hessian-free (truncated Newton) training for JAX, as an Optax gradient transformation."""
 
 from hfopt import presets
-from hfopt.analysis import checks
+from hfopt.analysis import checks, critical_points, spectra
 from hfopt.analysis.checks import check
 from hfopt.analysis.report import Report
 from hfopt.control.calibration import Calibrated as calibrated_damping
@@ -14,7 +14,19 @@ from hfopt.control.line_search import FixedStep as fixed_step
 from hfopt.control.line_search import FullStep as full_step
 from hfopt.control.trust_region import Earned as earned_trust
 from hfopt.control.trust_region import Scheduled as scheduled_trust
-from hfopt.curvature import Operator, empirical_fisher, fisher, gauss_newton, hessian, outer_product
+from hfopt.curvature import (
+    Estimate,
+    Jacobian,
+    Operator,
+    empirical_fisher,
+    fisher,
+    gauss_newton,
+    hessian,
+    jacobian,
+    outer_product,
+    penalty_hessian,
+    residual_hessian,
+)
 from hfopt.objective import Objective, ValueFn
 from hfopt.solve.cg import CGResult
 from hfopt.solve.cg import ConjugateGradient as cg
@@ -35,8 +47,10 @@ __version__ = "0.1.0"
 __all__ = [
     "CGResult",
     "DirectionInfo",
+    "Estimate",
     "GaussNewtonState",
     "HessianFreeState",
+    "Jacobian",
     "Objective",
     "Operator",
     "Report",
@@ -49,6 +63,7 @@ __all__ = [
     "check",
     "checks",
     "constant_damping",
+    "critical_points",
     "earned_trust",
     "empirical_fisher",
     "fisher",
@@ -58,17 +73,21 @@ __all__ = [
     "hessian",
     "hessian_free",
     "jacobi",
+    "jacobian",
     "levenberg_marquardt",
     "masked",
     "nystrom",
     "outer_product",
+    "penalty_hessian",
     "presets",
     "relative_progress",
     "relative_residual",
+    "residual_hessian",
     "scale_by_gauss_newton",
     "scheduled_damping",
     "scheduled_trust",
     "second_moment",
+    "spectra",
     "squared_gradients",
     "structural",
     "trust_damping",

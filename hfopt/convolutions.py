@@ -39,6 +39,18 @@ def specialize(function: Callable[..., Any], *examples: Any) -> Callable[..., An
     return lambda *arguments: jax.tree.unflatten(out_tree, flat(*jax.tree.leaves(arguments)))
 
 
+def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[jax.Array]]:
+    """``function`` as one that takes the arrays it has captured as its first argument, and these arrays."""
+    closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    out_tree = jax.tree.structure(out_shape)
+
+    def replay(captured: list[jax.Array], *arguments: Any) -> Any:
+        results = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, captured))(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(out_tree, results)
+
+    return replay, list(closed.consts)
+
+
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` with its convolutions in canonical layout: `specialize` at each call's own shapes."""
     return lambda *arguments: specialize(function, *arguments)(*arguments)

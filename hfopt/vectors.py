@@ -67,7 +67,9 @@ class Packing:
 def vdot(a: Any, b: Any) -> jax.Array:
     """aᵀb of trees of one structure, summed in at least float32."""
     packing = Packing.of(widened(a))
-    return optax.tree.sum(list(map(jnp.vdot, packing.pack(a), packing.pack(b))))
+    parts = list(map(jnp.vdot, packing.pack(a), packing.pack(b)))
+    widest = max((part.dtype for part in parts), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.float32)
+    return optax.tree.sum([part.astype(widest) for part in parts])
 
 
 def norm(a: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import optax
 from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.operator import Operator
-from hfopt.objective import Memory, ValueFn
+from hfopt.objective import Memory, Objective, ValueFn
 
 # v ↦ Σ c_i A_i v, and v ↦ Σ c_i vᵀ A_i v
 Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
@@ -23,7 +23,11 @@ KEPT_RESIDUALS = 2**30  # bytes; above it, memory="auto" recomputes
 
 
 def average(
-    value_fn: ValueFn, params: Any, products: Callable[[Examples], Products], indefinite: bool = False
+    value_fn: ValueFn,
+    params: Any,
+    products: Callable[[Examples], Products],
+    indefinite: bool = False,
+    regularised: bool = True,
 ) -> Operator:
     """I/C + Σ c_i A_i over the curvature batch of ``value_fn``.
 
@@ -33,6 +37,7 @@ def average(
       products: rows -> the product and the quadratic form of Σ c_i A_i over these rows. Called once for the whole
         batch; for a chunked one, inside a loop over the chunks.
       indefinite: see `Operator`.
+      regularised: whether I/C is a term.
 
     Raises:
       TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
@@ -61,13 +66,28 @@ def average(
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
         product = specialize(product, params)
 
-    l2 = objective.l2
-    if l2 == 0:
-        regularised_product, regularised_quadratic = product, quadratic_form
-    else:
-        regularised_product = lambda v: optax.tree.add_scale(product(v), l2, objective.penalised(v))  # noqa: E731
-        regularised_quadratic = lambda v: quadratic_form(v) + 2 * objective.penalty(v)  # noqa: E731
-    return Operator(regularised_product, regularised_quadratic, example, indefinite)
+    mean = Operator(product, quadratic_form, example, indefinite)
+    return mean if objective.l2 == 0 or not regularised else mean + _penalty(objective, example)
+
+
+def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:
+    """I/C: the Hessian of the penalty ½ l2 ‖θ‖² alone, zero for parameters that ``l2_mask`` leaves out.
+
+    It is a term of every curvature operator, so that ``gauss_newton(f, p) - penalty_hessian(f, p)`` is the Gauss-Newton
+    matrix of the data.
+
+    Raises:
+      TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
+    """
+    check_value_fn(value_fn)
+    check_params(params)
+    example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
+    return _penalty(value_fn.objective, example)
+
+
+def _penalty(objective: Objective, example: Any) -> Operator:
+    product = lambda v: optax.tree.scale(objective.l2, objective.penalised(v))  # noqa: E731
+    return Operator(product, lambda v: jnp.asarray(2 * objective.penalty(v)), example)
 
 
 def _keeps_residuals(memory: Memory, products: Callable[[Examples], Products], chunked: Chunks, example: Any) -> bool:

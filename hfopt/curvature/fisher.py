@@ -23,8 +23,8 @@ import optax
 
 from hfopt.batch import Batch, Examples, size
 from hfopt.curvature.average import check_value_fn
-from hfopt.curvature.jacobian import sandwich
 from hfopt.curvature.operator import Operator
+from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hfopt.batch import Examples
-from hfopt.curvature.jacobian import sandwich
 from hfopt.curvature.operator import Operator
+from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import output_hessian
 from hfopt.objective import Objective, ValueFn
 

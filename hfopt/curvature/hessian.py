@@ -1,4 +1,4 @@
-"""The Hessian H = I/C + (1/N) Σ ∇²ξ_i of the objective as an operator."""
+"""The Hessian H = I/C + (1/N) Σ ∇²ξ_i of the objective as an operator, and its part that Gauss-Newton leaves out."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import optax
 from hfopt.batch import Examples
 from hfopt.curvature.average import Products, average
 from hfopt.curvature.operator import Operator
+from hfopt.losses import mean_loss
 from hfopt.objective import ValueFn
 
 
@@ -38,3 +39,31 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
         return product, lambda v: optax.tree.vdot(v, product(v))
 
     return average(value_fn, params, products, indefinite=True)
+
+
+def residual_hessian(value_fn: ValueFn, params: Any) -> Operator:
+    """S = (1/N) Σ_i Σ_k r_ik ∇²z_ik at ``params``: the curvature of the model, weighted by the residuals.
+
+    r_i = ∂ξ_i/∂z_i is held fixed, so that S is the Hessian of θ ↦ Σ c_i r_iᵀ z_i(θ). It is what H has and G has not:
+    H = I/C + G_data + S. It vanishes where the residuals do, and where the model is linear in its parameters. I/C is
+    not included.
+
+    Args:
+      value_fn: from `Objective.bind`. With a ``curvature_batch`` the mean is taken over that one.
+      params: a pytree of floating arrays.
+
+    Returns:
+      An `Operator`, indefinite. ``S @ v`` costs what a product with the Hessian costs.
+
+    Raises:
+      TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
+    """
+
+    def products(rows: Examples) -> Products:
+        objective = value_fn.objective.for_curvature
+        predict = lambda p: objective.predict(p, rows.inputs)  # noqa: E731
+        residuals = jax.grad(lambda z: mean_loss(objective.loss, z, rows))(predict(params))
+        product = jax.linearize(jax.grad(lambda p: optax.tree.vdot(residuals, predict(p))), params)[1]
+        return product, lambda v: optax.tree.vdot(v, product(v))
+
+    return average(value_fn, params, products, indefinite=True, regularised=False)

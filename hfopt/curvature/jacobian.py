@@ -1,120 +1,111 @@
-"""Matrices Σ c_i J_iᵀ M_i J_i, with J_i = ∂z_i/∂θ: the outer product of Jacobians and the empirical Fisher.
-
-All of them are one linearisation of the model around a middle factor M_i, which acts on things shaped like the
-outputs: the identity, r_i r_iᵀ, or, in the files beside this one, the Hessian of the loss or the moment of sampled
-residuals.
-"""
+"""The Jacobian J = ∂z/∂θ of all outputs on a batch as a linear map, and its transpose."""
 
 from collections.abc import Callable
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from hfopt.batch import Examples
-from hfopt.curvature.average import Products, average
+from hfopt.batch import Batch, Examples, chunks, examples, size, sum_over_chunks
+from hfopt.convolutions import canonical
+from hfopt.curvature.average import check_params, check_value_fn
+from hfopt.curvature.flat import flatten
 from hfopt.curvature.linearize import linearize
-from hfopt.curvature.operator import Operator
-from hfopt.losses import Loss, mean_loss
-from hfopt.objective import Objective, ValueFn
-
-# objective, outputs, rows -> the map u ↦ (c_i M_i u_i)_i on things shaped like the outputs
-Middle = Callable[[Objective, Any, Examples], Callable[[Any], Any]]
+from hfopt.objective import ValueFn
 
 
-def sandwich(value_fn: ValueFn, params: Any, middle: Middle) -> Operator:
-    """I/C + Σ c_i J_iᵀ M_i J_i, from one linearisation of the model; chunk by chunk when the batch is chunked.
+@dataclass(frozen=True, eq=False)
+class Jacobian:
+    """A linear map between two kinds of pytrees, and its transpose ``J.T``.
 
-    A product is one jvp and one vjp; a quadratic form Σ c_i u_iᵀ M_i u_i, with u = J v, one jvp.
+    Attributes:
+      product: v ↦ J v.
+      transposed: u ↦ Jᵀ u.
+      example: a pytree of ``jax.ShapeDtypeStruct`` like what it multiplies.
+      image: one like the products.
     """
 
-    def products(rows: Examples) -> Products:
-        objective = value_fn.objective.for_curvature
-        model = linearize(lambda p: objective.predict(p, rows.inputs), params)
-        inner = middle(objective, model.outputs, rows)
+    product: Callable[[Any], Any]
+    transposed: Callable[[Any], Any]
+    example: Any
+    image: Any
 
-        def quadratic(v: Any) -> jax.Array:
-            u = model.jvp(v)
-            return optax.tree.vdot(u, inner(u))
+    def __matmul__(self, vector: Any) -> Any:
+        """J v. Raises ValueError when ``vector`` is not shaped like what J multiplies."""
+        shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
+        if shapes(vector) != shapes(self.example):
+            raise ValueError(f"Jacobian: it multiplies {shapes(self.example)}, got {shapes(vector)}.")
+        return self.product(vector)
 
-        return lambda v: model.vjp(inner(model.jvp(v))), quadratic
+    @property
+    def T(self) -> "Jacobian":
+        """The transpose."""
+        return Jacobian(self.transposed, self.product, self.image, self.example)
 
-    return average(value_fn, params, products)
+    def to_dense(self) -> jax.Array:
+        """J as an array, rows and columns in the order of ``jax.flatten_util.ravel_pytree``; one product a column."""
+        function = lambda v: self.product(v)  # noqa: E731
+        flat = flatten(function, self.example)
+        run = jax.jit(lambda captured, basis: jax.lax.map(partial(flat.product, captured), basis))
+        return run(flat.captured, jnp.eye(flat.size, dtype=flat.dtype)).T
 
 
-def outer_product(value_fn: ValueFn, params: Any) -> Operator:
-    """I/C + (1/N) Σ J_iᵀ J_i at ``params``, over the curvature batch of ``value_fn``.
+def jacobian(value_fn: ValueFn, params: Any) -> Jacobian:
+    """J = ∂z/∂θ at ``params``: of the outputs of every example in the curvature batch of ``value_fn``.
 
-    J_i is the Jacobian of all outputs of example i, further axes and every leaf of a pytree included; they are summed
-    over, not averaged. Neither the loss nor the targets enter. It is the Gauss-Newton matrix of ½‖z − y‖², so for
-    D outputs an example D times that of ``optax.l2_loss``, whose D values are averaged.
+    ``J @ v`` is shaped like the outputs of the whole batch, ``J.T @ u`` like the parameters. Weights, loss and targets
+    do not enter: with N examples of equal weight `outer_product` is ``(1/N) JᵀJ`` and I/C. A chunked batch is gone
+    through chunk by chunk, with the memory of one and the outputs of all.
 
     Args:
-      value_fn: from `Objective.bind`. With a ``curvature_batch`` the mean is taken over that one.
+      value_fn: from `Objective.bind`. With a ``curvature_batch`` the outputs are of that one.
       params: a pytree of floating arrays.
 
     Returns:
-      An `Operator`, positive semi-definite. ``A @ v`` costs one jvp and one vjp, ``A.quadratic_form(v)`` one jvp.
+      A `Jacobian`. ``J @ v`` costs one jvp, ``J.T @ u`` one vjp.
 
     Raises:
       TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
     """
-    return sandwich(value_fn, params, _identity)
+    check_value_fn(value_fn)
+    check_params(params)
+    objective, batch = value_fn.objective.for_curvature, value_fn.averaged
+    abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
+
+    def model(inputs: Any) -> Callable[[Any], Any]:
+        return lambda p: objective.predict(p, inputs)
+
+    with objective.matmul_precision():
+        outputs = jax.eval_shape(lambda p: objective.predict(p, batch.inputs), params)
+        if not value_fn.is_chunked(batch):
+            whole = linearize(model(batch.inputs), params)
+            return Jacobian(whole.jvp, whole.vjp, abstract(params), outputs)
+    length = value_fn.chunk_size
+
+    def product(v: Any) -> Any:
+        with objective.matmul_precision():
+            chunked = chunks(examples(Batch(batch.inputs, ())), length)
+            one = canonical(lambda rows: linearize(model(rows.inputs), params).jvp(v))
+            parts = jax.lax.map(lambda j: one(chunked.take(j)), jnp.arange(chunked.number))
+            return jax.tree.map(lambda x: _in_order(x)[: size(batch)], parts)
+
+    def transposed(u: Any) -> Any:
+        with objective.matmul_precision():
+            chunked = chunks(examples(Batch(batch.inputs, u)), length)
+            one = lambda rows: linearize(model(rows.inputs), params).vjp(_without_repeats(rows))  # noqa: E731
+            return sum_over_chunks(canonical(one), chunked)
+
+    return Jacobian(product, transposed, abstract(params), outputs)
 
 
-def empirical_fisher(value_fn: ValueFn, params: Any) -> Operator:
-    """I/C + (1/N) Σ J_iᵀ r_i r_iᵀ J_i at ``params``, over the curvature batch of ``value_fn``.
-
-    r_i = ∂ξ_i/∂z_i at the targets of the batch, so J_iᵀ r_i is the gradient of example i and the matrix is the
-    uncentred second moment of the gradients of the examples. Where a loss has further axes ξ_i is their mean, and
-    r_i ranges over all outputs of the example. Not the Fisher matrix, whose labels come from the model: see `fisher`.
-
-    Args:
-      value_fn: from `Objective.bind`. With a ``curvature_batch`` the mean is taken over that one.
-      params: a pytree of floating arrays.
-
-    Returns:
-      An `Operator`, positive semi-definite. ``A @ v`` costs one jvp and one vjp, ``A.quadratic_form(v)`` one jvp.
-
-    Raises:
-      TypeError: ``value_fn`` was not made by `Objective.bind`; a parameter is not floating.
-
-    References:
-      Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation for natural gradient descent", 2019.
-    """
-    return sandwich(value_fn, params, _residual_moment)
+def _in_order(parts: jax.Array) -> jax.Array:
+    """What `Chunks` took apart, (chunks, length, …), as rows: row j of chunk i is number j · chunks + i."""
+    return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
 
 
-def _identity(objective: Objective, outputs: Any, rows: Examples) -> Callable[[Any], Any]:
-    return lambda u: _scale_rows(rows.coefficients, u)
-
-
-def _residual_moment(objective: Objective, outputs: Any, rows: Examples) -> Callable[[Any], Any]:
-    r = _residuals(objective.loss, outputs, rows)
-
-    def product(u: Any) -> Any:
-        along = _row_sums(jax.tree.map(jnp.multiply, r, u))  # r_iᵀ u_i
-        return _scale_rows(rows.coefficients.astype(along.dtype) * along, r)
-
-    return product
-
-
-def _residuals(loss: Loss, outputs: Any, rows: Examples) -> Any:
-    """r_i = ∂ξ_i/∂z_i for every row, shaped like the outputs."""
-    # Coefficients of one, since dividing r_i out of c_i r_i fails for examples of weight zero.
-    unweighted = rows._replace(coefficients=jnp.ones_like(rows.coefficients))
-    return jax.grad(lambda z: mean_loss(loss, z, unweighted))(outputs)
-
-
-def _row_sums(tree: Any) -> jax.Array:
-    """Sum over everything but the batch axis, all leaves together: shape (N,)."""
-    leaves = [leaf.reshape(leaf.shape[0], -1).sum(axis=1) for leaf in jax.tree.leaves(tree)]
-    dtype = jnp.result_type(*[leaf.dtype for leaf in leaves])
-    return reduce(jnp.add, [leaf.astype(dtype) for leaf in leaves])
-
-
-def _scale_rows(scale: jax.Array, tree: Any) -> Any:
-    """Multiply row i of every leaf by ``scale[i]``."""
-    return jax.tree.map(lambda x: scale.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1)) * x, tree)
+def _without_repeats(rows: Examples) -> Any:
+    """The targets, zero for the rows that only fill the last chunk."""
+    real = rows.coefficients > 0
+    return jax.tree.map(lambda u: jnp.where(real.reshape((-1,) + (1,) * (u.ndim - 1)), u, 0), rows.targets)

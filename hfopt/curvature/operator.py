@@ -1,26 +1,43 @@
-"""Symmetric linear operators on pytrees shaped like the parameters, and their algebra."""
+"""Symmetric linear operators on pytrees shaped like the parameters: products, their algebra, and what they tell."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from hfopt.curvature import estimators
+from hfopt.curvature.estimators import Estimate, TraceMethod
+from hfopt.curvature.flat import Flat, flatten
+from hfopt.curvature.layers import layers, leaf_names
+from hfopt.vectors import vdot
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
     """A symmetric linear map v ↦ A v, for v a pytree shaped like the parameters.
 
-    Made by `hfopt.gauss_newton` and its siblings; combined by ``A + B``, ``A - B``, ``2.0 * A``, ``-A``.
+    Made by `hfopt.gauss_newton` and its siblings, or `Operator.of`; combined by ``A + B``, ``A - B``, ``2.0 * A``,
+    ``-A``.
 
     Attributes:
       product: v ↦ A v.
       quadratic: v ↦ vᵀ A v, where that is cheaper than a product followed by a dot product.
       example: a pytree of ``jax.ShapeDtypeStruct`` like the parameters.
       indefinite: whether vᵀ A v < 0 is to be expected for some v, so that a step looks out for such directions.
+
+    Example:
+      >>> import jax.numpy as jnp, hfopt
+      >>> A = hfopt.Operator.of(lambda v: jnp.array([2.0, 3.0]) * v, jnp.zeros(2))
+      >>> (A + 2.0 * A).to_dense().tolist()
+      [[6.0, 0.0], [0.0, 9.0]]
     """
 
     product: Callable[[Any], Any]
@@ -31,30 +48,171 @@ class Operator:
     # Above NumPy's, so that ``numpy_scalar * A`` reaches __rmul__ instead of becoming an array of objects.
     __array_priority__ = 1000
 
+    @staticmethod
+    def of(product: Callable[[Any], Any], like: Any, indefinite: bool = True) -> "Operator":
+        """The operator of a symmetric ``product`` on trees like ``like``; that it is symmetric is not checked."""
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), like)
+        return Operator(product, lambda v: vdot(v, product(v)), example, indefinite)
+
+    @staticmethod
+    def of_matrix(matrix: Any) -> "Operator":
+        """The operator of a symmetric (n, n) array, on arrays of shape (n,); that it is symmetric is not checked.
+
+        Raises:
+          ValueError: ``matrix`` is not square.
+        """
+        matrix = jnp.asarray(matrix)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"Operator.of_matrix: a matrix must be square, got shape {matrix.shape}.")
+        operator = Operator.of(lambda v: matrix @ v, jax.ShapeDtypeStruct(matrix.shape[:1], matrix.dtype))
+        # One product for all matrices: what is compiled for one serves every other of its size.
+        operator.__dict__["flat"] = flatten(operator.product, operator.example)._replace(
+            product=_matrix_product, captured=[matrix]
+        )
+        return operator
+
+    @property
+    def size(self) -> int:
+        """n, the number of rows and of columns."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.example))
+
     def __matmul__(self, vector: Any) -> Any:
-        """A v, shaped like v. Raises ValueError when v is not shaped like the parameters."""
-        return self.product(self._checked(vector))
+        """A v, shaped like v; of a stack of vectors, whose leaves have one leading axis more, the stack of products.
+
+        Raises:
+          ValueError: ``vector`` is shaped neither like the parameters nor like a stack of them.
+        """
+        if _shapes(vector) == _shapes(self.example):
+            return self.product(vector)
+        leading = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(vector)}
+        if len(leading) == 1 and _shapes(vector) == _shapes(self.example, *leading):
+            return jax.lax.map(self.product, vector)
+        raise ValueError(
+            f"Operator: the vector must have the structure, shapes and dtypes of the parameters, "
+            f"{_shapes(self.example)}, all with one leading axis more for a stack of vectors; got {_shapes(vector)}."
+        )
 
     def quadratic_form(self, vector: Any) -> jax.Array:
-        """vᵀ A v, a scalar; for a Gauss-Newton matrix one jvp and no vjp."""
-        return self.quadratic(self._checked(vector))
+        """vᵀ A v, a scalar; for a Gauss-Newton matrix one jvp and no vjp.
+
+        Raises:
+          ValueError: ``vector`` is not shaped like the parameters.
+        """
+        if _shapes(vector) != _shapes(self.example):
+            raise ValueError(
+                f"Operator: the vector must have the structure, shapes and dtypes of the parameters, "
+                f"{_shapes(self.example)}; got {_shapes(vector)}."
+            )
+        return self.quadratic(vector)
+
+    @cached_property
+    def flat(self) -> Flat:
+        """The operator on flat arrays, traced once."""
+        return flatten(self.product, self.example)
 
     def to_dense(self) -> jax.Array:
         """A as an (n, n) array, rows and columns ordered as ``jax.flatten_util.ravel_pytree`` orders parameters.
 
         n products; for n in the thousands at most.
         """
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.example)
-        flat, unravel = jax.flatten_util.ravel_pytree(zeros)
-        column = lambda v: jax.flatten_util.ravel_pytree(self.product(unravel(v)))[0]  # noqa: E731
-        return jax.jit(lambda basis: jax.lax.map(column, basis))(jnp.eye(flat.size, dtype=flat.dtype)).T
+        product, captured, *_, size, dtype = self.flat
+        run = jax.jit(lambda captured, basis: jax.lax.map(partial(product, captured), basis))
+        return run(captured, jnp.eye(size, dtype=dtype)).T
+
+    def to_scipy(self) -> "LinearOperator":
+        """A as a ``scipy.sparse.linalg.LinearOperator`` of shape (n, n), for SciPy's solvers and eigensolvers.
+
+        Vectors are NumPy arrays in the order of ``jax.flatten_util.ravel_pytree``, in the widest dtype of the
+        parameters and at least float32.
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        product, captured, *_, size, dtype = self.flat
+        run = jax.jit(product)
+        multiply = lambda v: np.asarray(run(captured, jnp.asarray(v, dtype).reshape(size)))  # noqa: E731
+        return LinearOperator((size, size), matvec=multiply, rmatvec=multiply, dtype=np.dtype(dtype))
 
     def diagonal(self) -> Any:
-        """The diagonal of A, shaped like the parameters. Exact; n products."""
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.example)
-        flat, unravel = jax.flatten_util.ravel_pytree(zeros)
-        entry = lambda i: self.quadratic(unravel(flat.at[i].set(1))).astype(flat.dtype)  # noqa: E731
-        return unravel(jax.jit(lambda indices: jax.lax.map(entry, indices))(jnp.arange(flat.size)))
+        """The diagonal of A, shaped like the parameters. Exact; n quadratic forms."""
+        flat, form = self.flat, flatten(lambda v: self.quadratic(v), self.example)
+        zeros = jnp.zeros(flat.size, flat.dtype)
+        entry = lambda captured, i: form.product(captured, zeros.at[i].set(1))[0]  # noqa: E731
+        run = jax.jit(lambda captured, indices: jax.lax.map(partial(entry, captured), indices))
+        return flat.unravel(run(form.captured, jnp.arange(flat.size)))
+
+    def trace(self) -> jax.Array:
+        """tr A, the sum of the eigenvalues. Exact; n quadratic forms."""
+        return self.flat.ravel(self.diagonal()).sum()
+
+    def estimate_trace(self, key: jax.Array, products: int = 40, method: TraceMethod = "xtrace") -> Estimate:
+        """An unbiased estimate of tr A from a few products.
+
+        Args:
+          key: of the random vectors.
+          products: how many products it may take; for ``"xtrace"`` an odd one is left.
+          method: ``"hutchinson"`` is the mean of zᵀAz over random signs z, with a standard error that falls as
+            products^−½. ``"xtrace"`` takes the trace on a subspace that half of the products find, exactly, and
+            estimates the rest, each test vector serving for both in turn: exact for matrices of a rank below
+            products / 2, and far better where eigenvalues decay, as those of networks do. It holds products / 2
+            vectors.
+
+        Returns:
+          An `Estimate`: ``value`` and ``standard_error``, scalars.
+
+        Raises:
+          ValueError: too few products, more than the matrix has rows, or another method.
+
+        References:
+          Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines",
+          1990; Epperly, Tropp & Webber, "XTrace: making the most of every sample in stochastic trace estimation", 2024.
+        """
+        return estimators.trace(self.flat, key, products, method)
+
+    def estimate_diagonal(self, key: jax.Array, probes: int = 40) -> Estimate:
+        """An unbiased estimate of the diagonal, the mean of z ∘ (A z) over random signs z.
+
+        The variance of entry j is the sum of the squares of all other entries in its row, over ``probes``: good where
+        the diagonal dominates. For non-negative estimates of small entries see ``hfopt.jacobi``.
+
+        Args:
+          key: of the random signs.
+          probes: products to take.
+
+        Returns:
+          An `Estimate`: ``value`` and ``standard_error``, shaped like the parameters.
+
+        Raises:
+          ValueError: fewer than 2 probes.
+
+        References:
+          Bekas, Kokiopoulou & Saad, "An estimator for the diagonal of a matrix", 2007.
+        """
+        return estimators.diagonal(self.flat, key, probes)
+
+    def blocks(self) -> dict[str, "Operator"]:
+        """The diagonal blocks of the layers, by name: operators on dictionaries from the names of leaves to leaves.
+
+        The leaves that share a parent in the parameter tree are a layer, such as the kernel and bias of a Flax layer;
+        a leaf at the root is one of its own. The block of layer l is P_l A P_lᵀ, at the price of a product with A.
+        """
+        return {name: self._block(leaves) for name, leaves in layers(self.example).items()}
+
+    def _block(self, kept: tuple[int, ...]) -> "Operator":
+        like, structure = jax.tree.flatten(self.example)
+        names = leaf_names(self.example)
+
+        def embed(part: dict[str, Any]) -> Any:
+            leaves = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in like]
+            for i in kept:
+                leaves[i] = part[names[i]]
+            return jax.tree.unflatten(structure, leaves)
+
+        def product(part: dict[str, Any]) -> dict[str, Any]:
+            leaves = jax.tree.leaves(self.product(embed(part)))
+            return {names[i]: leaves[i] for i in kept}
+
+        example = {names[i]: like[i] for i in kept}
+        return Operator(product, lambda part: self.quadratic(embed(part)), example, self.indefinite)
 
     def __add__(self, other: "Operator") -> "Operator":
         if not isinstance(other, Operator):
@@ -86,14 +244,14 @@ class Operator:
     def __sub__(self, other: "Operator") -> "Operator":
         return self + -other if isinstance(other, Operator) else NotImplemented
 
-    def _checked(self, vector: Any) -> Any:
-        shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
-        if shapes(vector) != shapes(self.example):
-            raise ValueError(
-                f"Operator: the vector must have the structure, shapes and dtypes of the parameters, "
-                f"{shapes(self.example)}; got {shapes(vector)}."
-            )
-        return vector
+
+def _matrix_product(captured: list[jax.Array], vector: jax.Array) -> jax.Array:
+    (matrix,) = captured
+    return (matrix @ vector.astype(matrix.dtype)).astype(vector.dtype)
+
+
+def _shapes(tree: Any, leading: tuple[int, ...] = ()) -> Any:
+    return jax.tree.map(lambda x: ((*leading, *jnp.shape(x)), jnp.result_type(x)), tree)
 
 
 def _is_non_negative(scalar: Any) -> bool:

@@ -15,7 +15,7 @@ import optax
 from hfopt.batch import Examples
 from hfopt.curvature import outer_product
 from hfopt.curvature.diagonal import wide_dtype
-from hfopt.curvature.jacobian import sandwich
+from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import Loss, output_hessian
 from hfopt.objective import Objective, ValueFn
 

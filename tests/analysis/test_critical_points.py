@@ -1,0 +1,125 @@
+"""Critical points of functions one can write down, and verdicts that never say more than the numbers allow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hfopt
+from hfopt import critical_points, spectra
+from hfopt.analysis.critical_points import Verdict, classify
+
+
+def function(f) -> hfopt.ValueFn:
+    """An objective equal to ``f(params)``, whatever its sign."""
+    objective = hfopt.Objective(lambda p, x: x * f(p), lambda z, y: z)
+    return objective.bind((jnp.ones(1), jnp.ones(1)))
+
+
+def quadratic(eigenvalues) -> hfopt.ValueFn:
+    return function(lambda p: 0.5 * jnp.vdot(p, jnp.asarray(eigenvalues) * p))
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "verdict"),
+    [
+        ([1.0, 2.0, 3.0], "minimum"),
+        ([-1.0, -2.0, -3.0], "maximum"),
+        ([-1.0, 2.0, 3.0], "saddle"),
+        ([0.0, 2.0, 3.0], "degenerate"),
+        ([0.0, -2.0, -3.0], "degenerate"),
+        ([0.0, 0.0, 0.0], "degenerate"),
+        ([-1e-14, 1.0, 1.0], "degenerate"),  # the sign of what rounding may have made is not to be told
+        ([0.0, -1e-3, 1.0], "saddle"),
+    ],
+)
+def test_quadratics_are_what_their_eigenvalues_say(eigenvalues, verdict):
+    point = classify(quadratic(eigenvalues), jnp.zeros(3))
+    assert point.verdict == verdict
+    assert point.smallest.low <= min(eigenvalues) <= point.smallest.high
+    assert point.largest.low <= max(eigenvalues) <= point.largest.high
+    assert str(point).startswith(f"{verdict}: λmin is in [")
+    assert (point.escape is None) == (min(eigenvalues) > -1e-12)
+
+
+def saddle() -> hfopt.ValueFn:
+    """½ (w₂ w₁ − 1)²."""
+    objective = hfopt.Objective(lambda w, x: x * w[0] * w[1], optax.l2_loss)
+    return objective.bind((jnp.ones(1), jnp.ones(1)))
+
+
+def test_the_saddle_of_a_two_layer_product_is_one_and_has_a_way_out():
+    value_fn, origin = saddle(), jnp.zeros(2)
+    point = classify(value_fn, origin)
+    assert point.verdict is Verdict.SADDLE
+    np.testing.assert_allclose(jnp.abs(point.escape), np.full(2, 0.5**0.5), rtol=1e-12)
+    assert point.escape[0] * point.escape[1] > 0  # both weights up, or both down
+    np.testing.assert_allclose(value_fn(0.1 * point.escape), value_fn(origin) - 0.5 * 0.1**2, atol=1e-4)
+
+
+def test_gauss_newton_alone_is_inconclusive_there():
+    point = classify(saddle(), jnp.zeros(2), curvature=hfopt.gauss_newton)
+    assert point.verdict is Verdict.INCONCLUSIVE
+    assert point.escape is None
+    assert "it is not the Hessian" in point.reason
+
+
+def test_its_minima_are_degenerate():
+    """w₁ w₂ = 1 is a curve of them."""
+    assert classify(saddle(), jnp.ones(2)).verdict is Verdict.DEGENERATE
+
+
+def test_away_from_a_critical_point_nothing_is_concluded():
+    point = classify(quadratic([-1.0, 2.0]), jnp.array([1.0, 1.0]))
+    assert point.verdict is Verdict.INCONCLUSIVE
+    assert point.reason.startswith("not a critical point: ‖∇f‖ = 2.24")
+    # The way down along negative curvature is there all the same, and it does not lead uphill.
+    assert jnp.vdot(point.escape, jnp.array([-1.0, 2.0])) <= 0
+    assert classify(quadratic([-1.0, 2.0]), jnp.array([1.0, 1.0]), gradient_tolerance=3).verdict is Verdict.SADDLE
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "verdict"),
+    [
+        (np.linspace(1, 2, 1000), "minimum"),
+        (-np.linspace(1, 2, 1000), "maximum"),
+        (np.r_[-0.1, np.linspace(0, 2, 999)], "saddle"),
+        (np.linspace(0, 2, 1000), "degenerate"),
+        (np.r_[1e-5, np.linspace(1, 2, 999)], "degenerate"),  # positive, but nothing shows that it is the smallest
+    ],
+)
+def test_large_problems_are_judged_by_their_extreme_eigenvalues(eigenvalues, verdict):
+    point = classify(quadratic(eigenvalues), jnp.zeros(1000))
+    assert point.verdict == verdict
+    assert point.smallest.low <= eigenvalues.min() <= point.smallest.high
+    assert point.largest.low <= eigenvalues.max() <= point.largest.high
+
+
+def test_too_few_products_for_a_verdict_are_inconclusive():
+    value_fn = quadratic(np.linspace(1, 2, 1000))
+    assert classify(value_fn, jnp.zeros(1000), basis=15).verdict is Verdict.INCONCLUSIVE
+
+
+def test_pairs_that_are_there_are_used():
+    value_fn, origin = quadratic(np.r_[-1, np.linspace(1, 2, 999)]), jnp.zeros(1000)
+    operator = hfopt.hessian(value_fn, origin)
+    pairs = spectra.eigenpairs(operator, jax.random.key(0), largest=3, smallest=1, basis=100)
+    point = classify(value_fn, origin, pairs=pairs)
+    assert point.pairs is pairs
+    assert point.verdict is Verdict.SADDLE
+
+
+@pytest.mark.float32
+def test_float32_does_not_take_rounding_for_a_sign():
+    params = {"w": jnp.ones(3), "u": jnp.zeros(2)}  # f does not depend on u: its eigenvalues are zero
+    objective = hfopt.Objective(lambda p, x: x @ p["w"], optax.squared_error)
+    inputs = jax.random.normal(jax.random.key(0), (20, 3))
+    point = classify(objective.bind((inputs, inputs.sum(axis=1))), params)
+    assert point.verdict is Verdict.DEGENERATE
+    assert critical_points.Verdict is Verdict
+
+
+def test_plain_functions_are_refused():
+    with pytest.raises(TypeError, match=r"got function"):
+        classify(lambda p: 0.0, jnp.zeros(2))
