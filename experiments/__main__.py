@@ -1,4 +1,5 @@
-"""The command line: `python -m experiments run | compare | sweep | show | cartpole | frameworks | bench`.
+"""The command line: `python -m experiments run | compare | sweep | show | cartpole | frameworks |
+approximations | curvature | bench`.
 
 Exit codes: 0 done, 1 a run diverged or missed what it was to show, 2 asked for something impossible (one message says
 what), 130 interrupted.
@@ -100,6 +101,25 @@ def _frameworks(arguments: argparse.Namespace) -> int:
     return 0 if frameworks(data, arguments.examples, arguments.steps, Console()) else 1
 
 
+def _approximations(arguments: argparse.Namespace) -> int:
+    from experiments.approximations import main as approximations
+
+    return 0 if approximations(arguments.out, arguments.seed, Console()) else 1
+
+
+def _curvature(arguments: argparse.Namespace) -> int:
+    from experiments.curvature_report import main as curvature
+
+    curvature(
+        Path(arguments.config),
+        _overrides(arguments),
+        runs=arguments.runs_dir,
+        data_dir=arguments.data_dir,
+        console=Console(),
+    )
+    return 0
+
+
 def _show(arguments: argparse.Namespace) -> int:
     print(dump_config(_config(arguments)), end="")
     return 0
@@ -112,12 +132,16 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
+    return load_config(arguments.config, _overrides(arguments))
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
     overrides = list(arguments.set)
     if getattr(arguments, "optimizer", None) is not None:
         overrides.append(f"optimizer={arguments.optimizer}")
     if arguments.seed is not None:
         overrides.append(f"seed={arguments.seed}")
-    return load_config(arguments.config, overrides)
+    return overrides
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,6 +211,19 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--float64", action="store_true", help="in double precision, where rounding is not seen")
     both.add_argument("--steps", metavar="N", type=positive_integer, default=30, help="(default: 30)")
     both.set_defaults(command=_frameworks)
+
+    which = commands.add_parser("approximations", help="when Hessian, Fisher and empirical Fisher agree with G")
+    which.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("runs/approximations"), help="folder of the figures"
+    )
+    which.add_argument("--seed", metavar="N", type=int, default=0, help="of networks and data (default: 0)")
+    which.set_defaults(command=_approximations)
+
+    curvature = commands.add_parser(
+        "curvature", parents=[settings, places], help="eigenvalues, densities and a report page of a trained model"
+    )
+    curvature.add_argument("--optimizer", help="of a configuration that has several")
+    curvature.set_defaults(command=_curvature)
 
     bench = commands.add_parser("bench", add_help=False, help="measure hfopt itself; see bench --help")
     bench.set_defaults(command=_bench)

@@ -235,6 +235,8 @@ class Recording(Section):
 
     evaluate_every_epochs: PositiveFloat = 1.0
     evaluation_chunk_size: PositiveInt = 2000
+    # Whether evaluations give the largest eigenvalue of the Hessian on the training set too: 20 products each.
+    sharpness: bool = False
     # Least training time between two checkpoints. 0: one after every step.
     checkpoint_every_seconds: NonNegativeFloat = 20.0
 

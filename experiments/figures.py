@@ -10,8 +10,8 @@ from experiments.recording import read_config, read_metrics
 from experiments.training import Row
 
 # Okabe and Ito's palette without its yellow, which is too pale for lines; told apart in every common colour blindness.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", "-.", ":")
 _TITLES = {"hessian_free": "Hessian-free", "adam": "Adam", "sgd": "SGD"}
 _AXES = {
     "step": "steps",
@@ -34,7 +34,7 @@ def draw_run(folder: Path) -> Path:
     for panel, quantity in zip(panels, _AXES, strict=True):
         if on_batches:
             _draw(panel, rows, quantity, "loss", label="on the step's batch", color="#999999", linewidth=0.8)
-        _draw(panel, rows, quantity, "train_loss", label="on the training set", color=_COLOURS[0], linewidth=1.8)
+        _draw(panel, rows, quantity, "train_loss", label="on the training set", color=COLOURS[0], linewidth=1.8)
     figure.suptitle(f"{config.name}: {_TITLES[config.optimizer]}, seed {config.seed}")
     return _finish(figure, panels, folder / "loss.png", "objective" if on_batches else "objective on the training set")
 
@@ -55,8 +55,8 @@ def draw_comparison(folders: Sequence[Path], path: Path) -> Path:
             label = f"{label} ({folder.name})"
         style: dict[str, Any] = {
             "label": label,
-            "color": _COLOURS[i % len(_COLOURS)],
-            "linestyle": _DASHES[i % len(_DASHES)],
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": DASHES[i % len(DASHES)],
             "linewidth": 1.8,
         }
         for panel, quantity in zip(panels, _AXES, strict=True):
@@ -68,7 +68,12 @@ def draw_comparison(folders: Sequence[Path], path: Path) -> Path:
     return _finish(figure, panels, path, "objective on the training set")
 
 
-def _panels() -> tuple[Any, Any]:
+def blank(inches: tuple[float, float]) -> Any:
+    """An empty Matplotlib figure.
+
+    Raises:
+      ExperimentError: Matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -77,8 +82,13 @@ def _panels() -> tuple[Any, Any]:
             "no figure was drawn: Matplotlib is missing; install it with the extra 'plots' (pip install 'hfopt[plots]')"
         ) from error
     # A Figure of its own, not pyplot: nothing global, no display needed.
-    figure = Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=inches, dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels() -> tuple[Any, Any]:
+    figure = blank(_INCHES)
     return figure, figure.subplots(1, len(_AXES), sharey=True)
 
 

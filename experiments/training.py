@@ -238,12 +238,18 @@ def _timed_evaluation(evaluate: Callable[[Params], Row], params: Params, account
 
 def _evaluator(plan: Plan, train_data: tuple[jax.Array, jax.Array]) -> Callable[[Params], Row]:
     """params -> train_loss (the objective over the training set, penalty included), and loss without penalty and
-    accuracy on every held-out set."""
+    accuracy on every held-out set; and, if that is to be recorded, the sharpness: λmax of the Hessian."""
     problem, chunk_size = plan.problem, plan.recording.evaluation_chunk_size
     dataset = problem.dataset
     held_out = {"test": dataset.test} | ({} if dataset.validation is None else {"validation": dataset.validation})
     held_out_data = {name: (_on_device(problem, part), jnp.asarray(part.labels)) for name, part in held_out.items()}
     train_labels = jnp.asarray(dataset.train.labels)
+    objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2, precision=problem.precision)
+
+    @jax.jit
+    def sharpness(params: Params, data: Any) -> jax.Array:
+        operator = hfopt.hessian(objective.bind(data, chunk_size=chunk_size), params)
+        return hfopt.spectra.sharpness(operator, jax.random.key(0))[0]
 
     def evaluate(params: Params) -> Row:
         penalty = 0.5 * problem.l2 * float(optax.tree.norm(params, squared=True))
@@ -252,6 +258,8 @@ def _evaluator(plan: Plan, train_data: tuple[jax.Array, jax.Array]) -> Callable[
         for name, (data, labels) in held_out_data.items():
             loss, accuracy = mean_loss_and_accuracy(problem, params, data, labels, chunk_size)
             row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        if plan.recording.sharpness:
+            row["sharpness"] = sharpness(params, train_data).item()
         return row
 
     return evaluate

@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "stochastic.md",
     "optax.md",
+    slowly("curvature.md"),
 ]  # the script of sharding.md is run by the tests of sharding, in processes of its own
 
 

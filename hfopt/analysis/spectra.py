@@ -143,8 +143,8 @@ def contributions(pairs: Eigenpairs, x: Any) -> jax.Array:
 def sharpness(operator: Operator, key: jax.Array, steps: int = 20) -> tuple[jax.Array, jax.Array]:
     """λmax of a curvature operator and its residual, from a fixed number of Lanczos steps; usable inside ``jax.jit``.
 
-    Gradient descent with learning rate η is stable on a quadratic while λmax < 2/η. The value is the largest Ritz value,
-    so never more than λmax up to rounding.
+    Gradient descent with learning rate η is stable on a quadratic while λmax < 2/η. The value is the largest Ritz
+    value, so never more than λmax up to rounding.
 
     Args:
       operator: such as ``hfopt.hessian(value_fn, params)``.
@@ -192,7 +192,7 @@ def _normal(key: jax.Array, flat: Flat) -> jax.Array:
 
 
 def _ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ritz values, ascending, their vectors in the basis, and the coefficients of their residuals along its last row."""
+    """Ritz values, ascending, their vectors in the basis, and their residuals' coefficients along its last row."""
     projected = np.asarray(krylov.projected, np.float64)
     if not np.isfinite(projected).all():
         raise FloatingPointError("eigenpairs: a product with the operator is not finite; look at the parameters.")

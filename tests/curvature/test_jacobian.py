@@ -6,11 +6,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from tests.cases import CASES, MODELS, relative_error
+from tests.cases import CASES, MODELS, relative_error, slowly
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "chunk_size"),
+    [("mlp-softmax-integer", None), ("two-heads", 3)] + [slowly(name, size) for name in MODELS for size in (None, 3)],
+)
 def test_equals_the_derivative_of_the_flattened_model(name, chunk_size):
     case = CASES[name]()
     flat, unravel = ravel_pytree(case.params)

@@ -96,7 +96,7 @@ def test_blocks_are_those_of_the_layers():
     rng = np.random.default_rng(1)
     matrix = rng.normal(size=(7, 7))
     matrix = jnp.asarray(matrix + matrix.T)
-    flat, unravel = ravel_pytree(params)
+    _, unravel = ravel_pytree(params)
     operator = Operator.of(lambda v: unravel(matrix @ ravel_pytree(v)[0]), params)
     blocks = operator.blocks()
     assert list(blocks) == ["dense", "scale"]

@@ -10,11 +10,14 @@ from jax.flatten_util import ravel_pytree
 import hfopt
 from hfopt.batch import Examples
 from hfopt.losses import output_hessian
-from tests.cases import CASES, EACH, dense_gauss_newton, dense_hessian, relative_error
+from tests.cases import CASES, dense_gauss_newton, dense_hessian, relative_error, slowly
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize(
+    ("name", "chunk_size"),
+    [("mlp-softmax-integer", 3), ("mlp-huber", None), ("two-heads", 3)]
+    + [slowly(name, chunk_size) for name in CASES for chunk_size in (None, 3)],
+)
 def test_the_parts_add_up_to_the_hessian(name, chunk_size):
     case = CASES[name]()
     value_fn = case.objective.bind(case.batch, chunk_size=chunk_size)
@@ -33,7 +36,7 @@ def test_the_parts_add_up_to_the_hessian(name, chunk_size):
     assert abs(forms[0] - forms[1]) < 1e-12 * optax.tree.norm(whole) * optax.tree.norm(v)
 
 
-@pytest.mark.parametrize("name", ["mlp-softmax-integer", "mlp-huber", "rnn-squared", "two-heads"])
+@pytest.mark.parametrize("name", ["mlp-huber", *map(slowly, ("mlp-softmax-integer", "rnn-squared", "two-heads"))])
 def test_what_gauss_newton_leaves_out_is_the_difference_of_the_dense_matrices(name):
     case = CASES[name]()
     value_fn = case.objective.bind(case.batch)
