@@ -175,7 +175,8 @@ def _page(config: Config, problem: Problem, curvature: Curvature, run_folder: Pa
     page.figure(
         figures.draw_lines(curvature, folder / "directions.png"),
         f"As far as the objective is at most half as large again as {curvature.value:.3g}, its value here. Where the "
-        "two lines agree the quadratic model may be trusted.",
+        "two lines agree the quadratic model may be trusted; with ReLU or max-pooling it is that of the piece the "
+        "parameters are in, which may be too small to see here.",
     )
     page.heading("The matrices")
     if curvature.matrices:

@@ -94,6 +94,9 @@ def classify(
     λmin ≤ θ, and that λmin < θ − ε (λmax − λmin) has a probability of at most 1.648 √n exp(−√ε (2m − 1)) after m steps;
     ε is taken for a probability of 10⁻⁶. So the certainty of a minimum grows with ``basis``, as basis⁻².
 
+    In a network with ReLU or max-pooling the Hessian is that of the piece the parameters are in, which may be tiny: the
+    objective may rise over its edge where the verdict says that it falls. Look at it along ``escape``.
+
     Args:
       value_fn: from `hfopt.Objective.bind`; with a ``curvature_batch``, eigenvalues are of that one.
       params: a pytree of floating arrays.
