@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.cases import slowly
 from tests.test_readme import ROOT, run_blocks
 
 DOCS = ROOT / "docs"
@@ -12,7 +13,7 @@ DISPLAY = r"^\$\$\n(.*?)\n\$\$$"
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["split.md", *map(slowly, PAGES[1:])])
 def test_the_code_under_the_formulas_confirms_them(page):
     run_blocks(DOCS / "theory" / page, {})
 

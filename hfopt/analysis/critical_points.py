@@ -113,17 +113,24 @@ def classify(
 
     Raises:
       TypeError: ``value_fn`` was not made by `hfopt.Objective.bind`; a parameter is not floating.
+      ValueError: ``pairs`` are from one end of the spectrum alone.
 
     References:
       Kuczyński & Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a random
-      start", 1992, theorem 3.2; Parlett, "The symmetric eigenvalue problem", 1998.
+      start", 1992, theorem 4.2; Parlett, "The symmetric eigenvalue problem", 1998.
     """
     check_value_fn(value_fn)
     checked_call("classify", params, value_fn)
     gradient = jax.jit(lambda p, f: jax.grad(f)(p))(params, value_fn)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if pairs is not None and len(pairs.values) < size and not 0 < pairs.smallest < len(pairs.values):
+        raise ValueError(
+            f"classify: `pairs` must be from both ends of the spectrum; of these {len(pairs.values)}, {pairs.smallest} "
+            "are from the lower end. Take spectra.eigenpairs(operator, key, largest=1, smallest=1)."
+        )
     if pairs is None:
         pairs = _extremes(curvature(value_fn, params), jax.random.key(0) if key is None else key, basis)
-    beyond = _beyond(pairs, sum(leaf.size for leaf in jax.tree.leaves(params)))
+    beyond = _beyond(pairs, size)
     scale = float(jnp.abs(pairs.values).max())
     rounding = 100 * float(jnp.finfo(pairs.values.dtype).eps) * scale
     smallest = Bounds(

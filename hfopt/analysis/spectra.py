@@ -34,6 +34,7 @@ class Eigenpairs(NamedTuple):
       converged: (k,), whether the residual is within the tolerance.
       products: how many were taken, those for the residuals included.
       basis: Lanczos steps before the first restart, what the certainty of having missed nothing grows with.
+      smallest: how many, the first, are from the lower end of the spectrum; the others are from the upper end.
     """
 
     values: jax.Array
@@ -42,6 +43,7 @@ class Eigenpairs(NamedTuple):
     converged: jax.Array
     products: int
     basis: int
+    smallest: int
 
 
 def eigenpairs(
@@ -112,7 +114,7 @@ def eigenpairs(
         krylov, filled = _restart(krylov, values, vectors, coupling, smallest, largest, spare)
         if done:  # on from a vector that is not in the space, without what still was on its way to convergence
             krylov = _renewed(krylov, filled, _normal(next(keys), flat))
-    return _pairs(flat, krylov, vectors[:, ends], tolerance * scale, products)
+    return _pairs(flat, krylov, vectors[:, ends], tolerance * scale, products, smallest)
 
 
 def decompose(operator: Operator) -> Eigenpairs:
@@ -128,7 +130,7 @@ def decompose(operator: Operator) -> Eigenpairs:
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     residuals = jnp.linalg.norm(matrix @ vectors - vectors * values[None], axis=0)
     bound = flat.size * jnp.finfo(flat.dtype).eps * jnp.abs(values).max()
-    return Eigenpairs(values, jax.vmap(flat.unravel)(vectors.T), residuals, residuals <= bound, flat.size, flat.size)
+    return Eigenpairs(values, jax.vmap(flat.unravel)(vectors.T), residuals, residuals <= bound, flat.size, flat.size, 0)
 
 
 def contributions(pairs: Eigenpairs, x: Any) -> jax.Array:
@@ -236,7 +238,9 @@ def _renewed(krylov: Krylov, row: int, vector: jax.Array) -> Krylov:
     return Krylov(krylov.basis.at[row].set(vector), krylov.projected.at[row].set(0))
 
 
-def _pairs(flat: Flat, krylov: Krylov, wanted: np.ndarray, tolerance: float, products: int) -> Eigenpairs:
+def _pairs(
+    flat: Flat, krylov: Krylov, wanted: np.ndarray, tolerance: float, products: int, smallest: int
+) -> Eigenpairs:
     vectors = jnp.asarray(wanted.T, flat.dtype) @ krylov.basis[: len(wanted)]
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
     images = _images(flat.product, flat.captured, vectors)
@@ -247,7 +251,7 @@ def _pairs(flat: Flat, krylov: Krylov, wanted: np.ndarray, tolerance: float, pro
     # Rounding of the product itself is no lack of convergence.
     converged = residuals <= max(tolerance, 100 * float(jnp.finfo(flat.dtype).eps * jnp.abs(values).max()))
     vectors = jax.vmap(flat.unravel)(vectors)
-    return Eigenpairs(values, vectors, residuals, converged, products + len(values), len(wanted))
+    return Eigenpairs(values, vectors, residuals, converged, products + len(values), len(wanted), smallest)
 
 
 @partial(jax.jit, static_argnums=0)

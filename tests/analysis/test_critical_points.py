@@ -110,6 +110,13 @@ def test_pairs_that_are_there_are_used():
     assert point.verdict is Verdict.SADDLE
 
 
+def test_pairs_of_one_end_alone_are_refused():
+    value_fn, origin = quadratic(np.r_[-1, np.linspace(1, 2, 599)]), jnp.zeros(600)
+    pairs = spectra.eigenpairs(hfopt.hessian(value_fn, origin), jax.random.key(0), largest=3)
+    with pytest.raises(ValueError, match="from both ends of the spectrum; of these 3, 0 are from the lower end"):
+        classify(value_fn, origin, pairs=pairs)
+
+
 @pytest.mark.float32
 def test_float32_does_not_take_rounding_for_a_sign():
     params = {"w": jnp.ones(3), "u": jnp.zeros(2)}  # f does not depend on u: its eigenvalues are zero

@@ -68,6 +68,7 @@ def test_the_trace_of_the_empirical_fisher_is_the_mean_square_of_the_gradients(o
     np.testing.assert_allclose(found["tr EF"], optax.tree.norm(gradients, squared=True) / len(x), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["matched noise", "labels from the model"])
 def test_in_a_model_that_is_right_all_agree_as_examples_grow(sweeps, name):
     found = sweeps[name]
@@ -77,6 +78,7 @@ def test_in_a_model_that_is_right_all_agree_as_examples_grow(sweeps, name):
     assert found.cosine[-1] > 0.99
 
 
+@pytest.mark.slow
 def test_another_unit_of_the_noise_scales_the_empirical_fisher(sweeps):
     found = sweeps["noise of variance 4"]
     assert found.trace_ratio[-1] == pytest.approx(4, rel=0.05)
@@ -86,6 +88,7 @@ def test_another_unit_of_the_noise_scales_the_empirical_fisher(sweeps):
     assert exponent(found.hessian) == pytest.approx(-0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_noise_that_depends_on_the_inputs_turns_the_empirical_fisher(sweeps):
     found = sweeps["noise of variance x₁²"]
     assert found.empirical[-1] > 0.1
@@ -94,6 +97,7 @@ def test_noise_that_depends_on_the_inputs_turns_the_empirical_fisher(sweeps):
     assert exponent(found.hessian) == pytest.approx(-0.5, abs=0.1)  # E[r|x] is still 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a wrong model", "an overconfident model"])
 def test_in_a_model_that_is_wrong_neither_agrees(sweeps, name):
     found = sweeps[name]
@@ -103,11 +107,13 @@ def test_in_a_model_that_is_wrong_neither_agrees(sweeps, name):
     assert exponent(found.fisher) == pytest.approx(-0.5, abs=0.1)  # its labels are the model's own
 
 
+@pytest.mark.slow
 def test_outer_products_of_jacobians_are_gauss_newton_for_one_output_only(sweeps):
     np.testing.assert_allclose(sweeps["matched noise"].outer_cosine, 1, atol=1e-12)
     assert (sweeps["labels from the model"].outer_cosine < 0.95).all()
 
 
+@pytest.mark.slow
 def test_residuals_that_vanish_take_the_hessian_to_gauss_newton_and_the_empirical_fisher_to_zero(of):
     found, losses = along_training(of["no noise"], KEY, BLOCK, steps=15)
     assert losses[-1] < 1e-3 * losses[0]
@@ -135,6 +141,7 @@ def test_the_limit_for_logistic_regression_on_a_grid(wide):
     np.testing.assert_allclose(EF, LIMIT * G, atol=0.003 * jnp.linalg.norm(G))  # the direction too
 
 
+@pytest.mark.slow
 def test_growing_weights_take_a_network_to_the_limit(of):
     found = growing_weights(of["labels without noise"], KEY, (1, 16), 64 * BLOCK, repeats=4)
     assert found[0] > 1.1 * LIMIT
@@ -154,6 +161,7 @@ def test_a_missed_claim_is_exit_code_1(monkeypatch, tmp_path):
     assert asked == [(tmp_path, 3), (Path("runs/approximations"), 0)]
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_made_of_the_numbers(sweeps, tmp_path):
     ratios, trained = {"N = 400": [0.5, 0.4]}, {"no noise": (sweeps["matched noise"], [3.0, 2.0, 1.0])}
     console = Console(file=io.StringIO(), width=160)
