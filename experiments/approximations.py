@@ -300,7 +300,8 @@ def claims(
     def near(text: str, target: float, tolerance: float, *values: float) -> None:
         claim(f"{text} = {target:.3g} ± {tolerance:.0%}", values, lambda x: abs(x / target - 1) <= tolerance)
 
-    matched, quadruple, uneven, wrong, labels, overconfident = sweeps.values()
+    matched, labels = sweeps["matched noise"], sweeps["labels from the model"]
+    quadruple, uneven = sweeps["noise of variance 4"], sweeps["noise of variance x₁²"]
     claim("exact identities: errors ≤ 1e-10", list(errors.values()), lambda x: x <= 1e-10)
     falls("all six: |F − G|", *(measures.fisher for measures in sweeps.values()))
     falls("matched noise: |H − G|, |EF − G|", matched.hessian, matched.empirical)
@@ -310,9 +311,9 @@ def claims(
     claim("  and the cosine of EF and G > 0.99", quadruple.cosine[-1:], lambda x: x > 0.99)
     falls("noise of variance x₁²: |H − G|", uneven.hessian)
     stays("noise of variance x₁²: |EF − G|", 0.1, uneven.empirical)
-    for name, measures in (("a wrong model", wrong), ("an overconfident model", overconfident)):
-        stays(f"{name}: |H − G|", 0.03, measures.hessian)
-        stays(f"{name}: |EF − G|", 0.1, measures.empirical)
+    for name in ("a wrong model", "an overconfident model"):
+        stays(f"{name}: |H − G|", 0.03, sweeps[name].hessian)
+        stays(f"{name}: |EF − G|", 0.1, sweeps[name].empirical)
     noisy, exact = trained["matched noise"][0], trained["no noise"][0]
     near("trained, matched noise: tr EF / tr G", 1, 0.1, noisy.trace_ratio[-1])
     small = [exact.hessian[-1], exact.trace_ratio[-1]]

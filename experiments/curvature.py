@@ -129,7 +129,7 @@ def _spectrum(
     say(f"eigenpairs of {name}: {pairs.products} products, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     density = jax.block_until_ready(spectra.density(operator, keys[1], _PROBES, _DEPTH))
-    trace = operator.estimate_trace(keys[2])
+    trace = operator.estimate_trace(keys[2], min(40, 2 * operator.size))
     say(f"density and trace of {name}: {_PROBES * _DEPTH + 40} products, {time.perf_counter() - began:.1f} s")
     return Spectrum(pairs, density, trace)
 
@@ -142,7 +142,7 @@ def _shares(vectors: Any, numbers: list[tuple[int, ...]]) -> np.ndarray:
 def _share_along(vectors: Any, gradient: Any) -> float:
     largest = jax.tree.map(lambda v: v[-LARGEST:], vectors)
     along = jax.vmap(lambda v: vdot(v, gradient))(largest)
-    return float((along**2).sum() / vdot(gradient, gradient))
+    return float((along**2).sum() / jnp.maximum(vdot(gradient, gradient), jnp.finfo(along.dtype).tiny))
 
 
 def _lines(value_fn: hfopt.ValueFn, params: Any, value: float, gradient: Any, pairs: spectra.Eigenpairs) -> list[Line]:

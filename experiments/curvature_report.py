@@ -6,7 +6,6 @@
   report.html      all of it in one file, pictures included
 """
 
-import json
 import math
 import time
 from pathlib import Path
@@ -21,9 +20,9 @@ from experiments import curvature_figures as figures
 from experiments.config import Config
 from experiments.config_file import load_config
 from experiments.curvature import LARGEST, MOST_DENSE, Curvature, Spectrum, compute, trained
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, RunError
 from experiments.problems.problem import Problem, build_problem
-from experiments.recording import environment, read_metrics
+from experiments.recording import environment, read_metrics, to_json
 from experiments.report_page import Page
 from experiments.runner import run
 
@@ -41,7 +40,10 @@ def main(target: Path, overrides: list[str], *, runs: Path, data_dir: str | None
     """
     if not target.is_dir():
         config = load_config(target, overrides)
-        target = run(config, runs=runs, console=console, data_dir=data_dir, resume=True).folder
+        result = run(config, runs=runs, console=console, data_dir=data_dir, resume=True)
+        if result.diverged:
+            raise RunError(f"{result.folder} has diverged: there is no curvature where the loss is not finite")
+        target = result.folder
     elif overrides:
         raise ExperimentError(f"{target} is a run with settings of its own: leave out --set, --optimizer and --seed")
     began = time.perf_counter()
@@ -54,7 +56,7 @@ def main(target: Path, overrides: list[str], *, runs: Path, data_dir: str | None
     folder = target / _FOLDER
     folder.mkdir(exist_ok=True)
     numbers = _numbers(curvature)
-    (folder / "curvature.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "curvature.json").write_text(to_json(numbers, indent=2) + "\n", encoding="utf-8")
     console.print(_table(curvature))
     console.print(str(curvature.point), highlight=False)
     page = _page(config, problem, curvature, target, time.perf_counter() - began)

@@ -52,11 +52,11 @@ def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -
     staged.mkdir()
     try:
         (staged / _CONFIG).write_text(dump_config(config), encoding="utf-8")
-        (staged / _ENVIRONMENT).write_text(_to_json(environment(dataset, devices), indent=2) + "\n", encoding="utf-8")
+        (staged / _ENVIRONMENT).write_text(to_json(environment(dataset, devices), indent=2) + "\n", encoding="utf-8")
         (staged / _METRICS).touch()
         return _take_number(staged, runs, config)
     except BaseException:
-        shutil.rmtree(staged)
+        shutil.rmtree(staged, ignore_errors=True)
         raise
 
 
@@ -139,11 +139,11 @@ class MetricsFile:
         last = kept[-1]["step"] if kept else None
         if last != keep_steps:
             raise RunError(f"{path} ends at step {last}, before its last checkpoint at step {keep_steps}")
-        _write_atomically(path, "".join(_to_json(row) + "\n" for row in kept))
+        _write_atomically(path, "".join(to_json(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, row: Row) -> None:
-        self._file.write(_to_json(row) + "\n")
+        self._file.write(to_json(row) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -198,7 +198,7 @@ def opened(
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Declares the run finished."""
-    _write_atomically(folder / _SUMMARY, _to_json(summary, indent=2) + "\n")
+    _write_atomically(folder / _SUMMARY, to_json(summary, indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -262,15 +262,19 @@ def _write_atomically(path: Path, text: str) -> None:
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON of nested mappings and numbers, with the strings above for what JSON has no number for."""
+
     def encoded(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: encoded(nested) for key, nested in value.items()}
+        if isinstance(value, list):
+            return [encoded(nested) for nested in value]
         if isinstance(value, float) and not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         return value
 
-    return json.dumps(encoded(values), allow_nan=False, indent=indent)
+    return json.dumps(encoded(values), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
 def _from_json(text: str) -> Any:

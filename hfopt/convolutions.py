@@ -42,10 +42,10 @@ def specialize(function: Callable[..., Any], *examples: Any) -> Callable[..., An
 def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[jax.Array]]:
     """``function`` as one that takes the arrays it has captured as its first argument, and these arrays."""
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    out_tree = jax.tree.structure(out_shape)
+    jaxpr, out_tree = closed.jaxpr, jax.tree.structure(out_shape)  # `replay` may live for long: it holds no array
 
     def replay(captured: list[jax.Array], *arguments: Any) -> Any:
-        results = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, captured))(*jax.tree.leaves(arguments))
+        results = jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(out_tree, results)
 
     return replay, list(closed.consts)

@@ -7,13 +7,14 @@ allow: with both bounds about zero in doubt it is ``degenerate`` or ``inconclusi
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hfopt.analysis.spectra import Eigenpairs, decompose, eigenpairs
+from hfopt.analysis.spectra import Eigenpairs, decompose, eigenpairs, machine_epsilon
 from hfopt.choices import checked_call
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.hessian import hessian
@@ -54,7 +55,8 @@ class CriticalPoint(NamedTuple):
       smallest, largest: bounds of the extreme eigenvalues.
       gradient_norm: ‖∇f‖.
       gradient_tolerance: up to which the point counts as critical.
-      escape: at a saddle, a unit vector v with vᵀHv < 0 and gᵀv ≤ 0, along which f falls as ½ vᵀHv t²; else ``None``.
+      escape: where H has a negative eigenvalue, a unit vector v with vᵀHv < 0 and gᵀv ≤ 0, along which f falls as
+        ½ vᵀHv t²; else ``None``.
       pairs: the extreme eigenpairs, with their residuals; of a small problem all.
     """
 
@@ -92,20 +94,22 @@ def classify(
 
     Up to 512 parameters all eigenvalues are computed. Above, a Ritz value θ of Lanczos from a random vector proves that
     λmin ≤ θ, and that λmin < θ − ε (λmax − λmin) has a probability of at most 1.648 √n exp(−√ε (2m − 1)) after m steps;
-    ε is taken for a probability of 10⁻⁶. So the certainty of a minimum grows with ``basis``, as basis⁻².
+    ε is taken for a probability of 10⁻⁶ at either end. So the certainty of a minimum grows with ``basis``, as basis⁻².
 
     In a network with ReLU or max-pooling the Hessian is that of the piece the parameters are in, which may be tiny: the
     objective may rise over its edge where the verdict says that it falls. Look at it along ``escape``.
 
     Args:
-      value_fn: from `hfopt.Objective.bind`; with a ``curvature_batch``, eigenvalues are of that one.
+      value_fn: from `hfopt.Objective.bind`; with a ``curvature_batch`` or a ``curvature_predict``, gradient and
+        eigenvalues are of the objective with those.
       params: a pytree of floating arrays.
       key: of random vectors; ``None``: ``jax.random.key(0)``.
       curvature: `hfopt.hessian`, or what else to look at.
       pairs: extreme pairs of that operator if they are there already, from both ends, by `hfopt.spectra.eigenpairs`.
       tolerance: see degenerate.
-      gradient_tolerance: up to which ‖∇f‖ counts as zero; ``None``: √ε_machine ‖H‖ ‖θ‖, what a relative change of
-        √ε_machine in the parameters makes of it.
+      gradient_tolerance: up to which ‖∇f‖ counts as zero; ``None``: √ε_machine ‖θ‖ |λ|, with λ the least eigenvalue
+        that the verdict rests on: the Newton step along it is then at most √ε_machine of the parameters. At θ = 0 the
+        gradient must be zero, or give a tolerance.
       basis: m, the Lanczos vectors to hold and the least number of products.
 
     Returns:
@@ -113,7 +117,7 @@ def classify(
 
     Raises:
       TypeError: ``value_fn`` was not made by `hfopt.Objective.bind`; a parameter is not floating.
-      ValueError: ``pairs`` are from one end of the spectrum alone.
+      ValueError: ``pairs`` are from one end of the spectrum alone, or not of this operator.
 
     References:
       Kuczyński & Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a random
@@ -121,40 +125,55 @@ def classify(
     """
     check_value_fn(value_fn)
     checked_call("classify", params, value_fn)
-    gradient = jax.jit(lambda p, f: jax.grad(f)(p))(params, value_fn)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if pairs is not None and len(pairs.values) < size and not 0 < pairs.smallest < len(pairs.values):
-        raise ValueError(
-            f"classify: `pairs` must be from both ends of the spectrum; of these {len(pairs.values)}, {pairs.smallest} "
-            "are from the lower end. Take spectra.eigenpairs(operator, key, largest=1, smallest=1)."
-        )
+    # One function for gradient and curvature, whatever the gradient of a training step is of.
+    function = replace(
+        value_fn, objective=value_fn.objective.for_curvature, batch=value_fn.averaged, curvature_batch=None
+    )
+    operator = curvature(function, params)
     if pairs is None:
-        pairs = _extremes(curvature(value_fn, params), jax.random.key(0) if key is None else key, basis)
-    beyond = _beyond(pairs, size)
-    scale = float(jnp.abs(pairs.values).max())
-    rounding = 100 * float(jnp.finfo(pairs.values.dtype).eps) * scale
-    smallest = Bounds(
-        float(pairs.values[0]) - max(beyond, float(pairs.residuals[0]), rounding), float(pairs.values[0]) + rounding
-    )
-    largest = Bounds(
-        float(pairs.values[-1]) - rounding, float(pairs.values[-1]) + max(beyond, float(pairs.residuals[-1]), rounding)
-    )
+        pairs = _extremes(operator, jax.random.key(0) if key is None else key, basis)
+    else:
+        _check_pairs(pairs, operator)
+    gradient = jax.jit(lambda p, f: jax.grad(f)(p))(params, function)
+    scale, eps = float(jnp.abs(pairs.values).max()), machine_epsilon(operator)
+    low, high = (max(100 * eps * scale, float(pairs.residuals[end])) for end in (0, -1))
+    beyond = _beyond(pairs, operator.size)
+    least, most = float(pairs.values[0]), float(pairs.values[-1])
+    smallest, largest = Bounds(least - max(beyond, low), least + low), Bounds(most - high, most + max(beyond, high))
+    verdict, reason, decisive = _verdict(smallest, largest, tolerance * scale)
     steepness = float(norm(gradient))
     if gradient_tolerance is None:
-        gradient_tolerance = math.sqrt(jnp.finfo(pairs.values.dtype).eps) * scale * float(norm(params))
-    verdict, reason = _verdict(smallest, largest, tolerance * scale)
+        gradient_tolerance = math.sqrt(eps) * float(norm(params)) * decisive
     if curvature is not hessian:
         name = getattr(curvature, "__name__", "this operator")
+        verdict = Verdict.INCONCLUSIVE
         reason = (
             f"the eigenvalues of {name} are in [{smallest.low:.3g}, {largest.high:.3g}], but it is not the Hessian: "
             "what it leaves out may have either sign"
         )
-        verdict = Verdict.INCONCLUSIVE
     elif not steepness <= gradient_tolerance:
-        reason = f"not a critical point: ‖∇f‖ = {steepness:.3g} (tolerance {gradient_tolerance:.3g}). Here {reason}"
         verdict = Verdict.INCONCLUSIVE
+        reason = f"not a critical point: ‖∇f‖ = {steepness:.3g} (tolerance {gradient_tolerance:.3g}). Here {reason}"
     escape = _escape(pairs, gradient) if curvature is hessian and smallest.high < 0 else None
     return CriticalPoint(verdict, reason, smallest, largest, steepness, gradient_tolerance, escape, pairs)
+
+
+def _check_pairs(pairs: Eigenpairs, operator: Operator) -> None:
+    if len(pairs.values) < operator.size and not 0 < pairs.smallest < len(pairs.values):
+        raise ValueError(
+            f"classify: `pairs` must be from both ends of the spectrum; of these {len(pairs.values)}, {pairs.smallest} "
+            "are from the lower end. Take spectra.eigenpairs(operator, key, largest=1, smallest=1)."
+        )
+    rounding = 100 * machine_epsilon(operator) * float(jnp.abs(pairs.values).max())
+    for end in (0, -1):
+        vector = jax.tree.map(lambda v, end=end: v[end], pairs.vectors)
+        image = operator.flat.ravel(operator @ vector)
+        residual = float(jnp.linalg.norm(image - pairs.values[end] * operator.flat.ravel(vector)))
+        if not residual <= 2 * float(pairs.residuals[end]) + rounding:
+            raise ValueError(
+                f"classify: `pairs` are not of this operator: λ = {pairs.values[end]:.3g} has a residual of "
+                f"{residual:.3g} and not of {pairs.residuals[end]:.3g}. Take those of these parameters and this batch."
+            )
 
 
 def _extremes(operator: Operator, key: jax.Array, basis: int) -> Eigenpairs:
@@ -172,19 +191,22 @@ def _beyond(pairs: Eigenpairs, size: int) -> float:
     return math.inf if epsilon >= 0.25 else epsilon / (1 - 2 * epsilon) * float(pairs.values[-1] - pairs.values[0])
 
 
-def _verdict(smallest: Bounds, largest: Bounds, tolerance: float) -> tuple[Verdict, str]:
+def _verdict(smallest: Bounds, largest: Bounds, tolerance: float) -> tuple[Verdict, str, float]:
+    """The verdict for a critical point, its reason, and the least |λ| that it rests on."""
     ends = f"λmin is in {smallest} and λmax in {largest}"
+    scale = max(abs(smallest.low), abs(largest.high))
     if smallest.high < 0 < largest.low:
-        return Verdict.SADDLE, f"{ends}: there are negative and positive eigenvalues"
+        reason = f"{ends}: there are negative and positive eigenvalues"
+        return Verdict.SADDLE, reason, min(-smallest.high, largest.low)
     if smallest.low > 0:
-        return Verdict.MINIMUM, f"{ends}: all eigenvalues are positive"
+        return Verdict.MINIMUM, f"{ends}: all eigenvalues are positive", smallest.low
     if largest.high < 0:
-        return Verdict.MAXIMUM, f"{ends}: all eigenvalues are negative"
+        return Verdict.MAXIMUM, f"{ends}: all eigenvalues are negative", -largest.high
     if smallest.low >= -tolerance:
-        return Verdict.DEGENERATE, f"{ends}: no eigenvalue is below {smallest.low:.3g}, and some may be zero"
+        return Verdict.DEGENERATE, f"{ends}: none is below {smallest.low:.3g}, and some may be zero", scale
     if largest.high <= tolerance:
-        return Verdict.DEGENERATE, f"{ends}: no eigenvalue is above {largest.high:.3g}, and some may be zero"
-    return Verdict.INCONCLUSIVE, f"{ends}: the signs are not to be told"
+        return Verdict.DEGENERATE, f"{ends}: none is above {largest.high:.3g}, and some may be zero", scale
+    return Verdict.INCONCLUSIVE, f"{ends}: the signs are not to be told", scale
 
 
 def _escape(pairs: Eigenpairs, gradient: Any) -> Any:

@@ -42,6 +42,13 @@ def extend(
 
     A product that is not finite makes the coefficients so.
     """
+    with jax.default_matmul_precision("highest"):
+        return _extended(product, captured, krylov, filled, key)
+
+
+def _extended(
+    product: FlatProduct, captured: list[jax.Array], krylov: Krylov, filled: jax.Array | int, key: jax.Array
+) -> Krylov:
     size, length = krylov.projected.shape[1], krylov.basis.shape[1]
 
     def fresh(basis: jax.Array, number: jax.Array) -> jax.Array:

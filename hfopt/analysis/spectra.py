@@ -5,6 +5,7 @@ hundred products. Every pair comes with its residual ‖A v − λ v‖, compute
 within the residual of λ.
 """
 
+import itertools
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -66,10 +67,11 @@ def eigenpairs(
       key: of the random vectors.
       largest, smallest: how many of each end of the spectrum, by value and not by size; at least one in all.
       tolerance: of residuals, relative to the largest |λ| found; ``None``: ε^⅔ of the dtype, 4e-11 in float64 and 2e-5
-        in float32. Errors of values are of the order of squared residuals over gaps.
+        in float32. No residual is asked to be below 100 ε, the rounding of a product. Errors of values are of the order
+        of squared residuals over gaps.
       basis: vectors to hold; ``None``: twice as many as pairs, and 20, at least 60.
-      max_products: when to stop whatever has converged; ``None``: 30 times ``basis``. What has not is returned too, and
-        says so.
+      max_products: when to stop whatever has converged, looked at between restarts; ``None``: 30 times ``basis``. What
+        has not converged is returned too, and says so.
 
     Returns:
       `Eigenpairs`, ascending: the smallest, then the largest; all n of them where so many or more are asked for.
@@ -94,9 +96,10 @@ def eigenpairs(
     if size < min(flat.size, wanted + 2):
         raise ValueError(f"eigenpairs: `basis` must be at least {wanted + 2} for {wanted} pairs, got {basis}.")
     limit = 30 * size if max_products is None else max_products
-    tolerance = float(jnp.finfo(flat.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
+    eps = machine_epsilon(operator)
+    tolerance = eps ** (2 / 3) if tolerance is None else tolerance
 
-    keys = iter(jax.random.split(key, 4 * limit + 4))
+    keys = map(partial(jax.random.fold_in, key), itertools.count())
     krylov, filled, products = empty(_normal(next(keys), flat), size), 0, 0
     confirmed: np.ndarray | None = None
     while True:
@@ -114,7 +117,7 @@ def eigenpairs(
         krylov, filled = _restart(krylov, values, vectors, coupling, smallest, largest, spare)
         if done:  # on from a vector that is not in the space, without what still was on its way to convergence
             krylov = _renewed(krylov, filled, _normal(next(keys), flat))
-    return _pairs(flat, krylov, vectors[:, ends], tolerance * scale, products, smallest)
+    return _pairs(flat, krylov, vectors[:, ends], max(tolerance, 100 * eps) * scale, products, smallest)
 
 
 def decompose(operator: Operator) -> Eigenpairs:
@@ -189,6 +192,11 @@ def lanczos(operator: Operator, key: jax.Array, steps: int, start: Any = None) -
     return extend(flat.product, flat.captured, empty(vector, min(steps, flat.size)), 0, second)
 
 
+def machine_epsilon(operator: Operator) -> float:
+    """That of the coarsest dtype among the parameters: what products are rounded to."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(operator.example))
+
+
 def _normal(key: jax.Array, flat: Flat) -> jax.Array:
     return jax.random.normal(key, (flat.size,), flat.dtype)
 
@@ -219,8 +227,8 @@ def _restart(
     low, high = smallest + share if smallest else 0, largest + spare - share if largest else 0
     kept = np.r_[:low, size - high : size]
     dtype, count = krylov.basis.dtype, low + high
-    basis = jnp.zeros_like(krylov.basis)
-    basis = basis.at[:count].set(jnp.asarray(vectors[:, kept].T, dtype) @ krylov.basis[:size])
+    rotated = _combined(jnp.asarray(vectors[:, kept].T, dtype), krylov.basis[:size])
+    basis = jnp.zeros_like(krylov.basis).at[:count].set(rotated)
     basis = basis.at[count].set(krylov.basis[size])
     projected = np.zeros(krylov.projected.shape)
     projected[:count, :count] = np.diag(values[kept])
@@ -233,7 +241,7 @@ def _renewed(krylov: Krylov, row: int, vector: jax.Array) -> Krylov:
     above = krylov.basis[:row]
     vector = vector / jnp.linalg.norm(vector)
     for _ in range(2):
-        vector = vector - (above @ vector) @ above
+        vector = vector - _combined(_combined(above, vector), above)
         vector = vector / jnp.linalg.norm(vector)
     return Krylov(krylov.basis.at[row].set(vector), krylov.projected.at[row].set(0))
 
@@ -241,17 +249,20 @@ def _renewed(krylov: Krylov, row: int, vector: jax.Array) -> Krylov:
 def _pairs(
     flat: Flat, krylov: Krylov, wanted: np.ndarray, tolerance: float, products: int, smallest: int
 ) -> Eigenpairs:
-    vectors = jnp.asarray(wanted.T, flat.dtype) @ krylov.basis[: len(wanted)]
+    vectors = _combined(jnp.asarray(wanted.T, flat.dtype), krylov.basis[: len(wanted)])
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
     images = _images(flat.product, flat.captured, vectors)
     values = jnp.sum(vectors * images, axis=1)
     residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
     order = jnp.argsort(values)
     values, vectors, residuals = values[order], vectors[order], residuals[order]
-    # Rounding of the product itself is no lack of convergence.
-    converged = residuals <= max(tolerance, 100 * float(jnp.finfo(flat.dtype).eps * jnp.abs(values).max()))
     vectors = jax.vmap(flat.unravel)(vectors)
-    return Eigenpairs(values, vectors, residuals, converged, products + len(values), len(wanted), smallest)
+    return Eigenpairs(values, vectors, residuals, residuals <= tolerance, products + len(values), len(wanted), smallest)
+
+
+def _combined(coefficients: jax.Array, vectors: jax.Array) -> jax.Array:
+    """A matrix product in full precision, also on a device whose default is less."""
+    return jnp.matmul(coefficients, vectors, precision="highest")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -87,7 +87,13 @@ def _xtrace(
     t_i = tr Q_iᵀ A Q_i + (n − s + 1) r̂ᵀ A r̂, where r̂ is the direction of (I − Q_i Q_iᵀ) ω_i. Q_i Q_iᵀ =
     Q (I − u uᵀ) Qᵀ, u the unit vector orthogonal to the columns of R but the i-th; so all t_i are of small matrices.
     """
-    count = products // 2
+    with jax.default_matmul_precision("highest"):
+        return _leave_one_out(product, size, dtype, products // 2, captured, key)
+
+
+def _leave_one_out(
+    product: FlatProduct, size: int, dtype: Any, count: int, captured: list[jax.Array], key: jax.Array
+) -> jax.Array:
     multiply = partial(jax.lax.map, partial(product, captured))
     tests = jax.random.normal(key, (count, size), dtype)
     image = multiply(tests)

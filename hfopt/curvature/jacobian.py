@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hfopt.batch import Batch, Examples, chunks, examples, size, sum_over_chunks
-from hfopt.convolutions import canonical
+from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.flat import flatten
 from hfopt.curvature.linearize import linearize
@@ -81,7 +81,8 @@ def jacobian(value_fn: ValueFn, params: Any) -> Jacobian:
         outputs = jax.eval_shape(lambda p: objective.predict(p, batch.inputs), params)
         if not value_fn.is_chunked(batch):
             whole = linearize(model(batch.inputs), params)
-            return Jacobian(whole.jvp, whole.vjp, abstract(params), outputs)
+            jvp, vjp = specialize(whole.jvp, params), specialize(whole.vjp, outputs)
+            return Jacobian(jvp, vjp, abstract(params), outputs)
     length = value_fn.chunk_size
 
     def product(v: Any) -> Any:

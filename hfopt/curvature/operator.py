@@ -60,8 +60,13 @@ class Operator:
 
         Raises:
           ValueError: ``matrix`` is not square.
+          TypeError: it is complex.
         """
         matrix = jnp.asarray(matrix)
+        if jnp.iscomplexobj(matrix):
+            raise TypeError(f"Operator.of_matrix: a matrix must be real, got dtype {matrix.dtype}.")
+        if not jnp.issubdtype(matrix.dtype, jnp.floating):
+            matrix = matrix.astype(float)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Operator.of_matrix: a matrix must be square, got shape {matrix.shape}.")
         operator = Operator.of(lambda v: matrix @ v, jax.ShapeDtypeStruct(matrix.shape[:1], matrix.dtype))
@@ -134,15 +139,11 @@ class Operator:
 
     def diagonal(self) -> Any:
         """The diagonal of A, shaped like the parameters. Exact; n quadratic forms."""
-        flat, form = self.flat, flatten(lambda v: self.quadratic(v), self.example)
-        zeros = jnp.zeros(flat.size, flat.dtype)
-        entry = lambda captured, i: form.product(captured, zeros.at[i].set(1))[0]  # noqa: E731
-        run = jax.jit(lambda captured, indices: jax.lax.map(partial(entry, captured), indices))
-        return flat.unravel(run(form.captured, jnp.arange(flat.size)))
+        return self.flat.unravel(self._entries())
 
     def trace(self) -> jax.Array:
         """tr A, the sum of the eigenvalues. Exact; n quadratic forms."""
-        return self.flat.ravel(self.diagonal()).sum()
+        return self._entries().sum()
 
     def estimate_trace(self, key: jax.Array, products: int = 40, method: TraceMethod = "xtrace") -> Estimate:
         """An unbiased estimate of tr A from a few products.
@@ -197,6 +198,14 @@ class Operator:
         """
         return {name: self._block(leaves) for name, leaves in layers(self.example).items()}
 
+    def _entries(self) -> jax.Array:
+        """The diagonal, flat."""
+        flat, form = self.flat, flatten(lambda v: self.quadratic(v), self.example)
+        zeros = jnp.zeros(flat.size, flat.dtype)
+        entry = lambda captured, i: form.product(captured, zeros.at[i].set(1))[0]  # noqa: E731
+        run = jax.jit(lambda captured, indices: jax.lax.map(partial(entry, captured), indices))
+        return run(form.captured, jnp.arange(flat.size))
+
     def _block(self, kept: tuple[int, ...]) -> "Operator":
         like, structure = jax.tree.flatten(self.example)
         names = leaf_names(self.example)
@@ -247,7 +256,8 @@ class Operator:
 
 def _matrix_product(captured: list[jax.Array], vector: jax.Array) -> jax.Array:
     (matrix,) = captured
-    return (matrix @ vector.astype(matrix.dtype)).astype(vector.dtype)
+    with jax.default_matmul_precision("highest"):
+        return (matrix @ vector.astype(matrix.dtype)).astype(vector.dtype)
 
 
 def _shapes(tree: Any, leading: tuple[int, ...] = ()) -> Any:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import hfopt
-from hfopt import critical_points, spectra
+from hfopt import spectra
 from hfopt.analysis.critical_points import Verdict, classify
 
 
@@ -117,6 +117,31 @@ def test_pairs_of_one_end_alone_are_refused():
         classify(value_fn, origin, pairs=pairs)
 
 
+def test_pairs_of_another_operator_are_refused():
+    """Those of G at the saddle, with a penalty, would make it a minimum."""
+    objective = hfopt.Objective(lambda w, x: x * w[0] * w[1], optax.l2_loss, l2=0.1)
+    value_fn, origin = objective.bind((jnp.ones(1), jnp.ones(1))), jnp.zeros(2)
+    with pytest.raises(ValueError, match=r"not of this operator: λ = 0\.1 has a residual of 1"):
+        classify(value_fn, origin, pairs=spectra.decompose(hfopt.gauss_newton(value_fn, origin)))
+    assert classify(value_fn, origin).verdict is Verdict.SADDLE
+
+
+def test_a_curvature_batch_brings_its_own_gradient():
+    """f is −½‖p‖² on the batch and ½‖p‖² on that of the curvature, which is the one that is judged."""
+    objective = hfopt.Objective(lambda p, x: x * 0.5 * jnp.vdot(p, p), lambda z, y: z)
+    batches = (-jnp.ones(1), jnp.ones(1)), (jnp.ones(1), jnp.ones(1))
+    assert classify(objective.bind(*batches), jnp.zeros(3)).verdict is Verdict.MINIMUM
+    assert classify(objective.bind(*batches[::-1]), jnp.zeros(3)).verdict is Verdict.MAXIMUM
+
+
+def test_a_slope_that_a_small_eigenvalue_cannot_stop_is_no_critical_point():
+    """½ w₀² + 10⁻³ exp(w₁ − 10) has positive curvature and no critical point."""
+    value_fn = function(lambda w: 0.5 * w[0] ** 2 + 1e-3 * jnp.exp(w[1] - 10))
+    point = classify(value_fn, jnp.array([0.0, 10.0]))
+    assert point.verdict is Verdict.INCONCLUSIVE
+    assert "all eigenvalues are positive" in point.reason
+
+
 @pytest.mark.float32
 def test_float32_does_not_take_rounding_for_a_sign():
     params = {"w": jnp.ones(3), "u": jnp.zeros(2)}  # f does not depend on u: its eigenvalues are zero
@@ -124,7 +149,6 @@ def test_float32_does_not_take_rounding_for_a_sign():
     inputs = jax.random.normal(jax.random.key(0), (20, 3))
     point = classify(objective.bind((inputs, inputs.sum(axis=1))), params)
     assert point.verdict is Verdict.DEGENERATE
-    assert critical_points.Verdict is Verdict
 
 
 def test_plain_functions_are_refused():

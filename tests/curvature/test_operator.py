@@ -106,6 +106,12 @@ def test_blocks_are_those_of_the_layers():
     np.testing.assert_allclose(blocks["scale"].quadratic_form({"scale": jnp.ones(1)}), matrix[6, 6])
 
 
+def test_matrices_of_whole_numbers_are_made_real_and_complex_ones_refused():
+    np.testing.assert_array_equal(Operator.of_matrix([[2, 1], [1, 2]]).to_dense(), [[2.0, 1.0], [1.0, 2.0]])
+    with pytest.raises(TypeError, match="must be real, got dtype complex"):
+        Operator.of_matrix(np.array([[1, 1j], [-1j, 1]]))
+
+
 def test_matrices_must_be_square():
     with pytest.raises(ValueError, match=r"must be square, got shape \(2, 3\)"):
         Operator.of_matrix(jnp.ones((2, 3)))
