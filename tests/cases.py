@@ -154,8 +154,8 @@ def slowly(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-# All of them, the further losses of the CNN and RNN in the slow tests.
-EACH = [name if name in MODELS or name.startswith("mlp") else slowly(name) for name in CASES]
+# All of them, those of the CNN and RNN in the slow tests.
+EACH = [name if name.startswith(("mlp", "two")) else slowly(name) for name in CASES]
 
 
 def dense_value(case: Case, params: Any = None) -> jax.Array:

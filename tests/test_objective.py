@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import hfopt
 from tests.cases import CASES, Case, dense_value, relative_error, slowly
 
-VALUE_CASES = ["mlp-huber", slowly("cnn-softmax-integer"), "rnn-softmax-integer", "two-heads"]
+VALUE_CASES = ["mlp-huber", slowly("cnn-softmax-integer"), slowly("rnn-softmax-integer"), "two-heads"]
 
 
 @pytest.fixture(params=VALUE_CASES)

@@ -62,6 +62,7 @@ def test_a_run_saved_on_eight_devices_goes_on_with_any_number(tmp_path):
     assert len(set(report["straight"])) == len(report["straight"])
 
 
+@pytest.mark.slow
 @pytest.mark.float32
 def test_the_documented_script_prints_the_same_losses_in_two_processes(tmp_path, monkeypatch, capsys):
     (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)

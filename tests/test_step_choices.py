@@ -99,6 +99,7 @@ def test_init_is_abstract_and_steps_keep_the_types_of_the_state(tx):
     assert abstract == after
 
 
+@pytest.mark.slow
 def test_the_warm_start_may_follow_a_schedule():
     case = CASES["mlp-softmax-integer"]()
     constant = run(hfopt.hessian_free(warm_start=0.5), case, 4)[0]
@@ -136,6 +137,7 @@ def test_the_warm_start_of_kiros_fades_ever_less():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), params, expected)
 
 
+@pytest.mark.slow
 def test_the_stochastic_preset_anneals_its_bound_and_spends_a_fixed_number_of_iterations():
     case = CASES["mlp-softmax-integer"]()
     tx, steps = hfopt.presets.stochastic(10, radius=0.02, cg_steps=2), []

@@ -55,6 +55,7 @@ def test_a_healthy_model_passes(params, batch, bind):
     assert "MiB" in report["cost"].detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_wide_network_passes_in_either_precision(dtype):
     """‖θ‖ is then large, and f bends over a small part of it."""

@@ -14,7 +14,7 @@ import hfopt
 from hfopt.curvature import average
 from tests.cases import CASES, MODELS, N, dense_gauss_newton, relative_error, slowly
 
-CHUNKED = ["mlp-softmax-integer", "rnn-softmax-integer", "two-heads"]
+CHUNKED = ["mlp-softmax-integer", "two-heads"]
 
 
 def _vector(params):
@@ -126,6 +126,7 @@ def test_curvature_batch_replaces_the_batch():
     assert relative_error(operator.to_dense(), dense_gauss_newton(case._replace(batch=part))) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.float32
 @pytest.mark.parametrize("name", ["mlp-huber", *(slowly(name) for name in ("cnn-softmax-integer", "rnn-squared"))])
 def test_float32_products_agree_to_float32_accuracy(name):

@@ -47,6 +47,7 @@ def test_the_product_of_a_peer_is_the_same_product():
     assert paths == {"hfopt", "somax", "hfopt / somax"}
 
 
+@pytest.mark.slow
 def test_the_plain_product_is_the_same_product():
     value_fn, params = SMALL.bind(), SMALL.params()
     plain, ours = (curvature(value_fn, params)(params) for curvature in (products._plain, products._ours))
@@ -79,6 +80,7 @@ def test_the_steps_of_simplenn_lower_its_objective():
     assert all(row.details["CG iterations"] >= 1 for row in rows[2:])
 
 
+@pytest.mark.slow
 def test_compiling_is_timed_anew_in_every_round():
     (row,) = compiling.measure(1, [SMALL])
     assert row.value > 1  # a step has its value_and_grad in it

@@ -42,6 +42,7 @@ def dense(report) -> np.ndarray:
     return np.asarray(jax.jit(jax.hessian(value))(flat), np.float64)
 
 
+@pytest.mark.slow
 def test_eigenvalues_and_trace_are_those_of_the_dense_hessian(report, dense):
     numbers = json.loads((report / "curvature" / "curvature.json").read_text())
     expected = np.linalg.eigvalsh(dense)
@@ -55,12 +56,14 @@ def test_eigenvalues_and_trace_are_those_of_the_dense_hessian(report, dense):
     assert numbers["parameters"] == len(dense)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_along_training_ends_at_the_largest_eigenvalue(report, dense):
     recorded = [row["sharpness"] for row in read_metrics(report) if "sharpness" in row]
     assert len(recorded) == 3  # before the first epoch and after each of two
     np.testing.assert_allclose(recorded[-1], np.linalg.eigvalsh(dense)[-1], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_page_is_complete_by_itself(report):
     page = (report / "curvature" / "report.html").read_text(encoding="utf-8")
     pictures = {"spectrum", "density", "layers", "directions", "matrices", "sharpness"}
@@ -74,6 +77,7 @@ def test_the_page_is_complete_by_itself(report):
     assert page.count("<tr>") > 24
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reported_on_by_its_folder(report, capsys):
     assert main(["curvature", str(report), "--set", "seed=3"]) == 2
     assert "is a run with settings of its own" in capsys.readouterr().err

@@ -234,6 +234,7 @@ def test_every_preset_trains(plan, preset):
     assert recorded[-1]["train_loss"] < recorded[0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_chunks_change_no_result(plan):
     # Well damped: where CG is far from converged, float32 rounding alone moves its iterate in the fourth digit.
     damped = (

@@ -132,6 +132,7 @@ def test_masks_drop_the_share_they_should():
     assert float(outputs.mean()) == pytest.approx(1 - RATE, abs=0.01)
 
 
+@pytest.mark.slow
 def test_chains_multi_steps_and_the_arguments_of_lbfgs_are_served():
     """A line search of Optax's has an ``info`` of its own; MultiSteps does not say that it takes extra arguments."""
     searched = optax.chain(

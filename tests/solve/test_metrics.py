@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from tests.cases import CASES, Case, dense_gauss_newton, dense_value, relative_error
+from tests.cases import CASES, Case, dense_gauss_newton, dense_value, relative_error, slowly
 from tests.loops import NEWTON, run
 
 DAMPING = 0.3
@@ -26,6 +26,7 @@ def _one_step(case, metric, **options):
     return _flat(params) - _flat(case.params), gradient, state
 
 
+@pytest.mark.slow
 def test_the_second_moment_damps_by_the_size_of_the_gradient():
     case = CASES["mlp-softmax-integer"]()
     step, gradient, _ = _one_step(case, hfopt.second_moment(floor=0.01))
@@ -85,7 +86,7 @@ def _recurrent():
     return params, hfopt.Objective(predict, loss, l2=0.01), (x, y, jnp.arange(1.0, 7.0))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("chunk_size", [slowly(None), 4])
 def test_structural_damping_is_the_gauss_newton_matrix_of_the_hidden_states(chunk_size):
     params, objective, batch = _recurrent()
     value_fn = objective.bind(batch, chunk_size=chunk_size)
