@@ -21,6 +21,7 @@ def _rows(case, rows):
     return jax.tree.map(lambda x: x[rows], case.batch)
 
 
+@pytest.mark.slow
 def test_a_step_is_judged_on_the_evaluation_batch():
     case = CASES["mlp-softmax-integer"]()
     part = _rows(case, slice(0, 3))

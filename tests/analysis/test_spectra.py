@@ -155,7 +155,8 @@ def test_density_of_a_wishart_matrix_is_that_of_all_its_eigenvalues(wishart):
     np.testing.assert_allclose(density.below(1.0), np.mean(np.linalg.eigvalsh(matrix) <= 1), atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["two-heads", slowly("mlp-softmax-integer"), slowly("cnn-softmax-integer")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two-heads", "mlp-softmax-integer", "cnn-softmax-integer"])
 def test_the_whole_decomposition_of_a_network_gives_its_hessian_back(name):
     case = CASES[name]()
     pairs = spectra.decompose(hfopt.hessian(case.objective.bind(case.batch), case.params))

@@ -9,6 +9,7 @@ from tests.contract.table import PAGE, applies, page_with_table
 
 # By what they take: much compiling for little arithmetic.
 DEAR = (
+    "inject_hyperparams",
     "named_chain",
     "apply_if_finite",
     "conditionally_mask",

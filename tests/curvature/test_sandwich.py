@@ -8,10 +8,19 @@ import pytest
 
 import hfopt
 from hfopt.curvature import empirical_fisher, outer_product
-from tests.cases import CASES, EACH, N, check_against_dense, dense_empirical_fisher, dense_outer_product, relative_error
+from tests.cases import (
+    CASES,
+    EACH,
+    N,
+    check_against_dense,
+    dense_empirical_fisher,
+    dense_outer_product,
+    relative_error,
+    slowly,
+)
 
 # A loss plays no part in the outer product: one case a model is enough.
-MODELS = ["mlp-huber", "cnn-softmax-integer", "rnn-squared", "two-heads"]
+MODELS = ["mlp-huber", slowly("cnn-softmax-integer"), "rnn-squared", "two-heads"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -52,6 +52,7 @@ def exponent(distances):
     return slope(SIZES, distances)
 
 
+@pytest.mark.slow
 def test_the_identities_hold_exactly(of):
     for setting in of.values():
         errors = identities(setting, KEY)

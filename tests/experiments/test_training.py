@@ -139,6 +139,7 @@ GROWING = (  # sizes of the gradient: 20 20 40 40 80 80, of the curvature: 10 10
 )
 
 
+@pytest.mark.slow
 def test_the_accounts_follow_batches_that_grow(plan):
     recorded = rows(plan(*GROWING))
     assert [row["examples"] for row in recorded] == [0, 20, 40, 80, 120, 200, 280]

@@ -86,6 +86,7 @@ def test_statistics_move_once_by_the_training_pass():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.variables, expected)
 
 
+@pytest.mark.slow
 def test_chunks_move_them_once_too_by_the_mean_of_their_statistics():
     train_step = linen.make_train_step(CROSS_ENTROPY, donate=False, bind={"chunk_size": 8}, **TRAINING)
     state = new_state()
@@ -104,6 +105,7 @@ def test_a_rejected_step_leaves_them_alone():
         jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))
 
 
+@pytest.mark.slow
 def test_the_curvature_may_take_the_running_statistics():
     state = new_state()
     options = TRAINING | {"curvature_arguments": {"train": False}}

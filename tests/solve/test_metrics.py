@@ -86,6 +86,7 @@ def _recurrent():
     return params, hfopt.Objective(predict, loss, l2=0.01), (x, y, jnp.arange(1.0, 7.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [slowly(None), 4])
 def test_structural_damping_is_the_gauss_newton_matrix_of_the_hidden_states(chunk_size):
     params, objective, batch = _recurrent()
