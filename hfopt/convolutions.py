@@ -42,13 +42,12 @@ def specialize(function: Callable[..., Any], *examples: Any) -> Callable[..., An
 def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[jax.Array]]:
     """``function`` as one that takes the arrays it has captured as its first argument, and these arrays."""
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    jaxpr, out_tree = closed.jaxpr, jax.tree.structure(out_shape)  # `replay` may live for long: it holds no array
-
-    def replay(captured: list[jax.Array], *arguments: Any) -> Any:
-        results = jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(out_tree, results)
-
-    return replay, list(closed.consts)
+    with_captured = lambda captured, *leaves: jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, captured))(*leaves)  # noqa: E731
+    # Traced again, so that what is returned, which may live for long in a cache of compiled programs, holds no array.
+    flat = jaxpr_as_fun(jax.make_jaxpr(with_captured)(list(closed.consts), *jax.tree.leaves(examples)))
+    out_tree = jax.tree.structure(out_shape)
+    replay = lambda captured, *arguments: flat(*captured, *jax.tree.leaves(arguments))  # noqa: E731
+    return lambda *arguments: jax.tree.unflatten(out_tree, replay(*arguments)), list(closed.consts)
 
 
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -131,7 +131,7 @@ def decompose(operator: Operator) -> Eigenpairs:
         raise ValueError(f"decompose: {flat.size} rows are too many for a dense matrix; take eigenpairs or density.")
     matrix = operator.to_dense()
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    residuals = jnp.linalg.norm(matrix @ vectors - vectors * values[None], axis=0)
+    residuals = jnp.linalg.norm(_combined(matrix, vectors) - vectors * values[None], axis=0)
     bound = flat.size * jnp.finfo(flat.dtype).eps * jnp.abs(values).max()
     return Eigenpairs(values, jax.vmap(flat.unravel)(vectors.T), residuals, residuals <= bound, flat.size, flat.size, 0)
 
