@@ -9,10 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.figures import COLOURS, DASHES, blank
+from experiments.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
 
 _MARKERS = ("o", "s", "^", "D")
-_GREY = "#999999"
 
 
 def draw_sizes(sweeps: Mapping[str, Any], sizes: Sequence[int], path: Path) -> Path:
@@ -24,19 +23,20 @@ def draw_sizes(sweeps: Mapping[str, Any], sizes: Sequence[int], path: Path) -> P
     figure = blank((10.0, 6.6))
     panels = figure.subplots(2, 3, sharex=True, sharey=True)
     for panel, (name, measures) in zip(panels.flat, sweeps.items(), strict=True):
-        panel.plot(sizes, 0.4 * np.sqrt(sizes[0] / np.asarray(sizes)), color=_GREY, linewidth=0.8, label="∝ 1/√N")
+        panel.plot(sizes, 0.4 * np.sqrt(sizes[0] / np.asarray(sizes)), color=GREY, linewidth=0.8, label="∝ 1/√N")
         _line(panel, 0, sizes, measures.hessian, "Hessian")
         _line(panel, 1, sizes, measures.fisher, "Fisher, one label an example")
         _line(panel, 2, sizes, measures.empirical, "empirical Fisher")
         if not np.array_equal(measures.in_unit, measures.empirical):
             _line(panel, 3, sizes, measures.in_unit, "empirical Fisher / variance of the noise")
         panel.set(xscale="log", yscale="log")
-        _tidy(panel, name)
+        panel.set_title(name, fontsize=11)
+        tidy(panel)
     for panel in panels[1]:
         panel.set_xlabel("examples N")
     for panel in panels[:, 0]:
         panel.set_ylabel("|A − G| / |G|")
-    _legend(figure, panels.flat, columns=3)
+    legend_below(figure, panels.flat, columns=3)
     figure.savefig(path)
     return path
 
@@ -61,19 +61,21 @@ def draw_limits(
     for panel, title in zip(panels, ("|H − G| / |G|", "tr EF / tr G"), strict=True):
         panel.set(yscale="log", xlabel="steps of training", xticks=range(0, len(losses), 5))
         panel.set_ylim(bottom=1e-6)  # without noise they fall to rounding
-        _tidy(panel, title)
-    _legend(left, panels, columns=2)
+        panel.set_title(title, fontsize=11)
+        tidy(panel)
+    legend_below(left, panels, columns=2)
 
     panel = right.subplots()
     for i, (name, values) in enumerate(ratios.items()):
         _line(panel, i, scales, values, name)
-    panel.axhline(limit, color=_GREY, linewidth=0.8)
+    panel.axhline(limit, color=GREY, linewidth=0.8)
     panel.annotate("2 ln 2 − 1", (scales[0], limit), (0, -12), textcoords="offset points", color="#555555")
     panel.set(xlabel="weights, multiplied by", ylim=(0, None))
     panel.set_xscale("log", base=2)
     panel.set_xticks(scales, [f"{scale:g}" for scale in scales])
-    _tidy(panel, "tr EF / tr G, growing weights")
-    _legend(right, [panel], columns=2)
+    panel.set_title("tr EF / tr G, growing weights", fontsize=11)
+    tidy(panel)
+    legend_below(right, [panel], columns=2)
     right.figure.savefig(path)
     return path
 
@@ -81,21 +83,6 @@ def draw_limits(
 def _line(panel: Any, i: int, x: Any, y: Any, label: str, **style: Any) -> None:
     look = {"color": COLOURS[i], "linestyle": DASHES[i], "marker": _MARKERS[i], "markersize": 4.5, "linewidth": 1.6}
     panel.plot(x, y, label=label, **look | style)
-
-
-def _tidy(panel: Any, title: str) -> None:
-    panel.set_title(title, fontsize=11)
-    panel.grid(True, which="major", linewidth=0.5, alpha=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Any, panels: Any, columns: int) -> None:
-    """One legend below the panels, with an entry for every label that any of them has."""
-    entries: dict[str, Any] = {}
-    for panel in panels:
-        handles, labels = panel.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def print_tables(

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.curvature import Curvature, Spectrum
-from experiments.figures import COLOURS, DASHES, blank
+from experiments.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
 from experiments.training import Row
 
-_GREY = "#999999"
 _HESSIAN, _GAUSS_NEWTON = COLOURS[0], COLOURS[1]
 
 
@@ -22,15 +21,15 @@ def draw_spectrum(curvature: Curvature, path: Path) -> Path:
     for panel in panels:
         _ranked(panel, curvature.hessian, "Hessian H", _HESSIAN, "o")
         _ranked(panel, curvature.gauss_newton, "Gauss-Newton G", _GAUSS_NEWTON, "x")
-        panel.axhline(0, color=_GREY, linewidth=0.8)
+        panel.axhline(0, color=GREY, linewidth=0.8)
         panel.set_xlabel("number from the largest; the smallest last")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        _tidy(panel)
+        tidy(panel)
     panels[0].set(ylabel="eigenvalue λ", title="linear")
     panels[1].set_yscale("symlog", linthresh=_threshold(curvature.hessian.pairs.values))
     low, *_, high = map(float, curvature.hessian.pairs.values)
     panels[1].set(title="symmetric-log", ylim=(3 * min(low, 0), 3 * max(high, 0)))
-    _legend(figure, panels[0])
+    legend_below(figure, panels)
     figure.savefig(path)
     return path
 
@@ -54,10 +53,10 @@ def draw_density(curvature: Curvature, path: Path) -> Path:
         shown = values[(values > grid[0]) & (values < grid[-1]) & (np.abs(values) > 2 * width)]
         panel.plot(shown, np.full(shown.size, 1.8 * floor), "^", color="#000000", markersize=5, label="eigenpairs of H")
         panel.set(yscale="log", ylim=(floor, None), xlabel="eigenvalue λ")
-        _tidy(panel)
+        tidy(panel)
     panels[0].set(ylabel="density, per unit of λ", title="the whole spectrum")
     panels[1].set(title="around zero")
-    _legend(figure, panels[0])
+    legend_below(figure, panels)
     figure.savefig(path)
     return path
 
@@ -89,13 +88,13 @@ def draw_lines(curvature: Curvature, path: Path) -> Path:
         model = line.slope * line.steps + 0.5 * line.eigenvalue * line.steps**2
         panel.plot(line.steps, line.values - curvature.value, color=_HESSIAN, linewidth=1.8, label="f(θ + t v) − f(θ)")
         panel.plot(line.steps, model, color=COLOURS[1], linestyle="--", linewidth=1.8, label="t gᵀv + ½ λ t²")
-        panel.axvline(0, color=_GREY, linewidth=0.8)
+        panel.axvline(0, color=GREY, linewidth=0.8)
         panel.set(title=f"{line.name}\nλ = {line.eigenvalue:.3g}", xlabel="t, in units of the parameters")
         panel.title.set_fontsize(10)
         panel.ticklabel_format(axis="y", scilimits=(-2, 3))
-        _tidy(panel)
+        tidy(panel)
     panels[0].set_ylabel("change of the objective")
-    _legend(figure, panels[0])
+    legend_below(figure, panels)
     figure.savefig(path)
     return path
 
@@ -139,7 +138,7 @@ def draw_sharpness(rows: Sequence[Row], path: Path) -> Path:
             panel.set_yscale("log")
         else:
             panel.set_ylim(min(0, *values), None)
-        _tidy(panel)
+        tidy(panel)
     figure.savefig(path)
     return path
 
@@ -155,13 +154,3 @@ def _threshold(values: Any) -> float:
     """Where a symmetric-log axis turns linear: below the smallest |λ| that stands out from zero."""
     size = np.abs(np.asarray(values))
     return max(size.min() / 2, size.max() / 1e6)
-
-
-def _tidy(panel: Any) -> None:
-    panel.grid(True, which="major", linewidth=0.5, alpha=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Any, panel: Any) -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

@@ -12,6 +12,7 @@ from experiments.training import Row
 # Okabe and Ito's palette without its yellow, which is too pale for lines; told apart in every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", "-.", ":")
+GREY = "#999999"
 _TITLES = {"hessian_free": "Hessian-free", "adam": "Adam", "sgd": "SGD"}
 _AXES = {
     "step": "steps",
@@ -33,7 +34,7 @@ def draw_run(folder: Path) -> Path:
     on_batches = config.training.batches.gradient != "full"
     for panel, quantity in zip(panels, _AXES, strict=True):
         if on_batches:
-            _draw(panel, rows, quantity, "loss", label="on the step's batch", color="#999999", linewidth=0.8)
+            _draw(panel, rows, quantity, "loss", label="on the step's batch", color=GREY, linewidth=0.8)
         _draw(panel, rows, quantity, "train_loss", label="on the training set", color=COLOURS[0], linewidth=1.8)
     figure.suptitle(f"{config.name}: {_TITLES[config.optimizer]}, seed {config.seed}")
     return _finish(figure, panels, folder / "loss.png", "objective" if on_batches else "objective on the training set")
@@ -87,6 +88,23 @@ def blank(inches: tuple[float, float]) -> Any:
     return figure
 
 
+def tidy(panel: Any) -> None:
+    """A thin grid, and no frame above and to the right."""
+    panel.grid(True, which="major", linewidth=0.5, alpha=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Any, panels: Any, columns: int | None = None) -> None:
+    """One legend below the panels, with an entry for every label that any of them has; none for a single line."""
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if len(entries) > 1:
+        columns = len(entries) if columns is None else columns
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False)
+
+
 def _panels() -> tuple[Any, Any]:
     figure = blank(_INCHES)
     return figure, figure.subplots(1, len(_AXES), sharey=True)
@@ -103,11 +121,8 @@ def _finish(figure: Any, panels: Any, path: Path, y_label: str) -> Path:
     for panel, label in zip(panels, _AXES.values(), strict=True):
         panel.set_yscale("log")
         panel.set_xlabel(label)
-        panel.grid(True, which="major", linewidth=0.5, alpha=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
+        tidy(panel)
         panel.margins(x=0.02)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, panels)
     figure.savefig(path)
     return path

@@ -82,6 +82,11 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32), tree)
 
 
+def abstract(tree: Any) -> Any:
+    """``tree`` with a ``jax.ShapeDtypeStruct`` for every leaf."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
 def axpy(scalar: Any, x: Any, y: Any) -> Any:
     """scalar · x + y, in the dtypes of x: a float32 scalar must not promote, nor a bfloat16 product narrow."""
     return jax.tree.map(lambda x, y: jnp.asarray(scalar, x.dtype) * x + y.astype(x.dtype), x, y)

@@ -15,6 +15,7 @@ from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunk
 from hfopt.convolutions import canonical, specialize
 from hfopt.curvature.operator import Operator
 from hfopt.objective import Memory, Objective, ValueFn
+from hfopt.vectors import abstract
 
 # v ↦ Σ c_i A_i v, and v ↦ Σ c_i vᵀ A_i v
 Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
@@ -45,7 +46,7 @@ def average(
     check_value_fn(value_fn)
     check_params(params)
     objective = value_fn.objective.for_curvature
-    example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
+    example = abstract(params)
 
     def quadratic_form(v: Any) -> jax.Array:
         with objective.matmul_precision():  # traced at the call, after the block below
@@ -81,8 +82,7 @@ def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:
     """
     check_value_fn(value_fn)
     check_params(params)
-    example = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
-    return _penalty(value_fn.objective, example)
+    return _penalty(value_fn.objective, abstract(params))
 
 
 def _penalty(objective: Objective, example: Any) -> Operator:

@@ -1,6 +1,7 @@
 """An operator as a matrix that multiplies flat arrays: what algorithms on vectors of one kind work with."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,11 @@ class Flat(NamedTuple):
     unravel: Callable[[jax.Array], Any]
     size: int
     dtype: Any
+
+    def to_dense(self) -> jax.Array:
+        """The matrix, one product a column."""
+        run = jax.jit(lambda captured, basis: jax.lax.map(partial(self.product, captured), basis))
+        return run(self.captured, jnp.eye(self.size, dtype=self.dtype)).T
 
 
 def flatten(product: Callable[[Any], Any], example: Any) -> Flat:

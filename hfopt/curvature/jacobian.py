@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.flat import flatten
 from hfopt.curvature.linearize import linearize
 from hfopt.objective import ValueFn
+from hfopt.vectors import abstract
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +46,7 @@ class Jacobian:
 
     def to_dense(self) -> jax.Array:
         """J as an array, rows and columns in the order of ``jax.flatten_util.ravel_pytree``; one product a column."""
-        function = lambda v: self.product(v)  # noqa: E731
-        flat = flatten(function, self.example)
-        run = jax.jit(lambda captured, basis: jax.lax.map(partial(flat.product, captured), basis))
-        return run(flat.captured, jnp.eye(flat.size, dtype=flat.dtype)).T
+        return flatten(self.product, self.example).to_dense()
 
 
 def jacobian(value_fn: ValueFn, params: Any) -> Jacobian:
@@ -72,7 +69,6 @@ def jacobian(value_fn: ValueFn, params: Any) -> Jacobian:
     check_value_fn(value_fn)
     check_params(params)
     objective, batch = value_fn.objective.for_curvature, value_fn.averaged
-    abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
 
     def model(inputs: Any) -> Callable[[Any], Any]:
         return lambda p: objective.predict(p, inputs)

@@ -14,7 +14,7 @@ from hfopt.curvature import estimators
 from hfopt.curvature.estimators import Estimate, TraceMethod
 from hfopt.curvature.flat import Flat, flatten
 from hfopt.curvature.layers import layers, leaf_names
-from hfopt.vectors import vdot
+from hfopt.vectors import abstract, vdot
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -51,8 +51,7 @@ class Operator:
     @staticmethod
     def of(product: Callable[[Any], Any], like: Any, indefinite: bool = True) -> "Operator":
         """The operator of a symmetric ``product`` on trees like ``like``; that it is symmetric is not checked."""
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), like)
-        return Operator(product, lambda v: vdot(v, product(v)), example, indefinite)
+        return Operator(product, lambda v: vdot(v, product(v)), abstract(like), indefinite)
 
     @staticmethod
     def of_matrix(matrix: Any) -> "Operator":
@@ -120,9 +119,7 @@ class Operator:
 
         n products; for n in the thousands at most.
         """
-        product, captured, *_, size, dtype = self.flat
-        run = jax.jit(lambda captured, basis: jax.lax.map(partial(product, captured), basis))
-        return run(captured, jnp.eye(size, dtype=dtype)).T
+        return self.flat.to_dense()
 
     def to_scipy(self) -> "LinearOperator":
         """A as a ``scipy.sparse.linalg.LinearOperator`` of shape (n, n), for SciPy's solvers and eigensolvers.
