@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import config
+from experiments import optimizer_config as config
 from experiments.errors import ConfigError
 
 # First word of a generator's key, so that no two kinds of draws share random numbers.

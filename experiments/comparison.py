@@ -11,16 +11,8 @@ from rich.table import Table
 from experiments.config import Config, OptimizerName
 from experiments.errors import ConfigError, ExperimentError
 from experiments.figures import draw_comparison
+from experiments.readable import metric_title, metric_value
 from experiments.runner import Result, run
-
-_COLUMNS = {
-    "optimizer": "{}",
-    "train loss": "{:.3g}",
-    "test accuracy": "{:.2%}",
-    "steps": "{:,}",
-    "products": "{:,}",
-    "seconds": "{:.1f}",
-}
 
 
 def compare(
@@ -66,7 +58,8 @@ def compare(
 
 def markdown_table(results: Sequence[Result]) -> str:
     """The results as a Markdown table, one row a run."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * (len(_COLUMNS) - 1)]
+    columns = _columns(results)
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     lines += ["| " + " | ".join(_cells(result.summary)) + " |" for result in results]
     return "\n".join(lines) + "\n"
 
@@ -74,21 +67,23 @@ def markdown_table(results: Sequence[Result]) -> str:
 def _table(config: Config, results: Sequence[Result]) -> Table:
     title = f"{config.name}, seed {config.seed}: {results[0].summary['parameters']:,} parameters"
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for i, name in enumerate(_COLUMNS):
+    for i, name in enumerate(_columns(results)):
         table.add_column(name, justify="left" if i == 0 else "right")
     for result in results:
         table.add_row(*_cells(result.summary), style="red" if result.diverged else None)
     return table
 
 
+def _columns(results: Sequence[Result]) -> tuple[str, ...]:
+    return ("optimizer", "train loss", metric_title(results[0].summary), "steps", "products", "seconds")
+
+
 def _cells(summary: Mapping[str, Any]) -> list[str]:
-    name = summary["optimizer"] + (" (diverged)" if summary["status"] == "diverged" else "")
-    values = (
-        name,
-        summary["train_loss"],
-        summary["test_accuracy"],
-        summary["steps"],
-        summary["products"],
-        summary["seconds"],
-    )
-    return [text.format(value) for text, value in zip(_COLUMNS.values(), values, strict=True)]
+    return [
+        summary["optimizer"] + (" (diverged)" if summary["status"] == "diverged" else ""),
+        f"{summary['train_loss']:.3g}",
+        metric_value(summary),
+        f"{summary['steps']:,}",
+        f"{summary['products']:,}",
+        f"{summary['seconds']:.1f}",
+    ]

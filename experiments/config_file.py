@@ -1,6 +1,5 @@
 """YAML file + command-line overrides -> `Config`, and back."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from experiments.config import Config
-from experiments.settings_file import load_settings, yaml
+from experiments.settings_file import load_settings, plain, to_yaml
 
 _ADAPTER = TypeAdapter(Config)
 
@@ -20,18 +19,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, origin: str 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain dicts, lists and scalars, every default written out."""
-    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
-    return plain
+    return plain(_ADAPTER, config)
 
 
 def dump_config(config: Config) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
-    text = io.StringIO()
-    writer = yaml()
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment] # the order of the dataclasses
-    writer.dump(config_to_dict(config), text)
-    return text.getvalue()
+    return to_yaml(config_to_dict(config))
 
 
 def differing_keys(old: Config, new: Config) -> list[str]:

@@ -87,7 +87,7 @@ def trained(folder: Path) -> tuple[Config, Callable[[Problem], Any]]:
 def compute(problem: Problem, params: Any, chunk_size: int, say: Callable[[str], None]) -> Curvature:
     """Eigenpairs, densities, traces, the kind of critical point, and the loss along the principal directions."""
     train = problem.dataset.train
-    data = jax.device_put((train.images, problem.targets(train.labels)))
+    data = jax.device_put((train.inputs, train.targets))
     objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2, precision=problem.precision)
     value_fn = objective.bind(data, chunk_size=chunk_size)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -21,7 +21,8 @@ from experiments.config import Config
 from experiments.config_file import load_config
 from experiments.curvature import LARGEST, MOST_DENSE, Curvature, Spectrum, compute, trained
 from experiments.errors import ExperimentError, RunError
-from experiments.problems.problem import Problem, build_problem
+from experiments.problems.build import build_problem
+from experiments.problems.problem import Problem
 from experiments.recording import environment, read_metrics, to_json
 from experiments.report_page import Page
 from experiments.runner import run

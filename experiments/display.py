@@ -8,6 +8,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.problems.problem import Metric
 from experiments.training import Row
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -20,10 +21,10 @@ class Display(Protocol):
 
 
 @contextmanager
-def display(console: Console, title: str, steps: int, first_step: int = 0) -> Iterator[Display]:
+def display(console: Console, title: str, steps: int, metric: Metric, first_step: int = 0) -> Iterator[Display]:
     """The display that suits the console, for a run of `steps` steps that starts after `first_step` of them."""
     if not console.is_terminal:
-        yield _Lines(console, title, steps, first_step)
+        yield _Lines(console, title, steps, metric, first_step)
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -35,31 +36,32 @@ def display(console: Console, title: str, steps: int, first_step: int = 0) -> It
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
-        yield _Live(progress, title, steps, first_step)
+        yield _Live(progress, title, steps, metric, first_step)
 
 
 class _Live:
-    def __init__(self, progress: Progress, title: str, steps: int, first_step: int) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, title: str, steps: int, metric: Metric, first_step: int) -> None:
+        self._progress, self._metric = progress, metric
         self._task = progress.add_task(title, total=steps, completed=first_step, status="compiling")
         self._evaluated: Row = {}
 
     def show(self, row: Row) -> None:
-        self._evaluated |= _evaluation(row)
-        self._progress.update(self._task, completed=row["step"], status=describe(row | self._evaluated))
+        self._evaluated |= _evaluation(row, self._metric)
+        self._progress.update(self._task, completed=row["step"], status=describe(row | self._evaluated, self._metric))
 
 
 class _Lines:
     """Every evaluated row, but at most one line in five seconds, and always the first and the last."""
 
-    def __init__(self, console: Console, title: str, steps: int, first_step: int) -> None:
+    def __init__(self, console: Console, title: str, steps: int, metric: Metric, first_step: int) -> None:
+        self._metric = metric
         self._console, self._title, self._steps, self._first_step = console, title, steps, first_step
         self._began = time.monotonic()
         self._last_line = -float("inf")
         self._evaluated: Row = {}
 
     def show(self, row: Row) -> None:
-        self._evaluated |= _evaluation(row)
+        self._evaluated |= _evaluation(row, self._metric)
         now = time.monotonic()
         if row["step"] not in (0, self._steps) and now - self._last_line < _SECONDS_BETWEEN_LINES:
             return
@@ -67,11 +69,12 @@ class _Lines:
         done = row["step"] - self._first_step
         left = (now - self._began) / done * (self._steps - row["step"]) if done else None
         remaining = "" if left is None else f"  left {left:.0f} s"
-        line = f"{self._title}  step {row['step']}/{self._steps}  {describe(row | self._evaluated)}{remaining}"
+        text = describe(row | self._evaluated, self._metric)
+        line = f"{self._title}  step {row['step']}/{self._steps}  {text}{remaining}"
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def describe(row: Row) -> str:
+def describe(row: Row, metric: Metric) -> str:
     """One line of the row's numbers, in the order of their interest; those the optimizer does not report are left out.
 
     `loss` is the objective on the step's batch; `train` and `test` come from the last evaluation of the whole sets.
@@ -80,7 +83,7 @@ def describe(row: Row) -> str:
         "epoch": "epoch {:.4g}",
         "loss": "loss {:.4g}",
         "train_loss": "train {:.4g}",
-        "test_accuracy": "test {:.2%}",
+        f"test_{metric.name}": "test " + metric.format,
         "reduction_ratio": "ρ {:.2f}",
         "damping": "λ {:.2g}",
         "cg_steps": "CG {}",
@@ -93,5 +96,5 @@ def describe(row: Row) -> str:
     return "  ".join(parts)
 
 
-def _evaluation(row: Row) -> Row:
-    return {name: row[name] for name in ("train_loss", "test_accuracy") if name in row}
+def _evaluation(row: Row, metric: Metric) -> Row:
+    return {name: row[name] for name in ("train_loss", f"test_{metric.name}") if name in row}

@@ -13,7 +13,14 @@ from experiments.training import Row
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", "-.", ":")
 GREY = "#999999"
-_TITLES = {"hessian_free": "Hessian-free", "adam": "Adam", "sgd": "SGD"}
+_TITLES = {
+    "hessian_free": "Hessian-free",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "lbfgs": "L-BFGS",
+}
 _AXES = {
     "step": "steps",
     "gradient_equivalents": "gradient-equivalents\n(gradients of the whole training set)",

@@ -191,9 +191,9 @@ def _record(step: Callable[[], tuple[jax.Array, Any]], steps: int) -> Run:
 
 def first_examples(dataset: Dataset, count: int) -> Any:
     """The first training examples, standardised, in JAX's default precision."""
-    images = np.asarray(dataset.train.images[:count], float)
+    images = np.asarray(dataset.train.inputs[:count], float)
     images = (images - images.mean()) / images.std()
-    return jnp.asarray(images), jnp.asarray(dataset.train.labels[:count])
+    return jnp.asarray(images), jnp.asarray(dataset.train.targets[:count])
 
 
 def _wide(tree: Any) -> Any:

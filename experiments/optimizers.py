@@ -4,29 +4,41 @@ All take `value`, `grad` and `value_fn` as extra arguments; the first-order ones
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import optax
 
 import hfopt
-from experiments import config
+from experiments import optimizer_config as config
 
 Report = dict[str, Any]
+
+
+def _value_and_grad(value_fn: Callable[[Any], jax.Array], params: Any, state: Any) -> Any:
+    return jax.value_and_grad(value_fn)(params)
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """A transformation, and how to read what its last step did.
 
-    report: optimizer state -> scalar arrays by name; called inside jit. `products` among them is added up.
+    report: optimizer state -> scalar arrays by name; called inside jit. `products` and `line_search_gradients` among
+      them are added up.
     readable: the same scalars fetched from the device -> what is recorded (codes become words).
+    value_and_grad: (value_fn, parameters, state) -> value and gradient there, for the next step.
+    queued_steps: how many steps may be made before the reports of any are looked at.
     """
 
     transformation: optax.GradientTransformationExtraArgs
     report: Callable[[Any], dict[str, jax.Array]]
-    readable: Callable[[Report], Report]
+    readable: Callable[[Report], Report] = lambda report: report
+    value_and_grad: Callable[..., Any] = _value_and_grad
+    queued_steps: int = 1
+
+
+_QUEUED_STEPS = 50  # of first-order methods; an interruption waits for them
 
 
 def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch: int) -> Optimizer:
@@ -34,6 +46,14 @@ def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch
     match settings:
         case config.HessianFree():
             return _hessian_free(settings, total_steps, steps_per_epoch)
+        case config.AdamW():  # before Adam, which it is one of
+            rate = _learning_rate(settings, total_steps)
+            moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
+            return _first_order(optax.adamw(rate, weight_decay=settings.weight_decay, **moments))
+        case config.Muon():
+            return _first_order(_muon(settings, total_steps))
+        case config.LBFGS():
+            return _lbfgs(settings)
         case config.Adam():
             rate = _learning_rate(settings, total_steps)
             return _first_order(optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps))
@@ -45,15 +65,55 @@ def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch
 
 
 def _first_order(transformation: optax.GradientTransformation) -> Optimizer:
-    return Optimizer(
-        optax.with_extra_args_support(transformation), report=lambda state: {}, readable=lambda report: report
-    )
+    return Optimizer(optax.with_extra_args_support(transformation), report=lambda state: {}, queued_steps=_QUEUED_STEPS)
 
 
 def _learning_rate(settings: config.FirstOrder, total_steps: int) -> optax.ScalarOrSchedule:
     if settings.schedule == "cosine":
         return optax.cosine_decay_schedule(settings.learning_rate, total_steps)
     return settings.learning_rate
+
+
+def _muon(settings: config.Muon, total_steps: int) -> optax.GradientTransformation:
+    own = settings.adam_learning_rate
+    return optax.contrib.muon(
+        _learning_rate(settings, total_steps),
+        beta=settings.beta,
+        weight_decay=settings.weight_decay,
+        adam_learning_rate=None if own is None else _learning_rate(replace(settings, learning_rate=own), total_steps),
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Which parameters are matrices, and which of their axes are rows and columns."""
+
+    def axes(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if leaf.ndim < 2:
+            return None
+        *rows, column = range(leaf.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(rows), column)
+
+    return jax.tree.map(axes, params)
+
+
+def _lbfgs(settings: config.LBFGS) -> Optimizer:
+    """Takes value and gradient where the line search left them, unless the batch is another one by now."""
+    search = optax.scale_by_zoom_linesearch(settings.line_search_steps, initial_guess_strategy="one")
+    transformation = optax.lbfgs(memory_size=settings.memory_size, linesearch=search)
+    reused = settings.batches.gradient == "full"
+
+    def value_and_grad(value_fn: Any, params: Any, state: Any) -> Any:
+        return optax.value_and_grad_from_state(value_fn)(params, state=state)
+
+    def report(state: Any) -> dict[str, jax.Array]:
+        tried = optax.tree.get(state, "info").num_linesearch_steps
+        if not reused:
+            return {"line_search_gradients": tried}
+        # Of the first step alone the gradient at its start is one more: that of any other is among those tried before.
+        return {"line_search_gradients": tried - (optax.tree.get(state, "count") > 1)}
+
+    return Optimizer(transformation, report, value_and_grad=value_and_grad if reused else _value_and_grad)
 
 
 _DAMPINGS = {

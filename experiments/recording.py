@@ -60,6 +60,11 @@ def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -
         raise
 
 
+def is_run(folder: Path) -> bool:
+    """Whether it is a run folder, finished or not."""
+    return all((folder / name).is_file() for name in (_CONFIG, _ENVIRONMENT, _METRICS))
+
+
 def _take_number(staged: Path, runs: Path, config: Config) -> Path:
     """``staged`` renamed to the first free number of this configuration's runs."""
     number = max((number for number, _ in _runs_of(runs, config)), default=0)
@@ -117,6 +122,14 @@ def environment(dataset: Dataset, devices: int = 1) -> dict[str, Any]:
             "sha256": dataset.fingerprint(),
         },
     }
+
+
+def described_environment(folder: Path) -> str:
+    """What a run was made with, as a person reads it: versions, source, processor or accelerator."""
+    found = read_json(folder / _ENVIRONMENT)
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    where = f"{found['device']} ({found['system']}, {found['architecture']}, {found['cpus']} cores)"
+    return f"Python {found['python']}, {packages}, source {found.get('source', 'unknown')}, on {where}"
 
 
 def _source_fingerprint() -> str:

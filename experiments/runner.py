@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from experiments.errors import ExperimentError
 from experiments.figures import draw_run
 from experiments.optimizers import build_optimizer
 from experiments.placement import mesh_of
-from experiments.problems.problem import Problem, build_problem
+from experiments.problems.build import build_problem
+from experiments.problems.problem import Problem
 from experiments.recording import create_run, find_run, opened, read_metrics, read_summary, write_summary
 from experiments.training import Accounts, Plan, Row, has_diverged, train
 
@@ -57,7 +59,13 @@ def run(
     Raises:
       ExperimentError: the configuration, the data or the run folder does not allow it; the message says what to do.
     """
-    config = config.only(config.optimizer)
+    with jax.enable_x64(True) if config.problem.float64 else nullcontext():
+        return _run(config.only(config.optimizer), runs, console, data_dir, resume, devices)
+
+
+def _run(
+    config: Config, runs: Path, console: Console, data_dir: str | None, resume: bool, devices: int | None
+) -> Result:
     mesh = None if devices is None else mesh_of(devices)  # before anything asks JAX for its devices
     problem = build_problem(config.problem, data_dir)
     plan = build_plan(config, problem, mesh)
@@ -79,7 +87,8 @@ def run(
 
     summary = _summary(config, problem, read_metrics(folder), accounts)
     try:
-        draw_run(folder)
+        if config.recording.figure:
+            draw_run(folder)
     except ExperimentError as error:  # no Matplotlib: the numbers stand without their picture
         console.print(str(error), soft_wrap=True)
     write_summary(folder, summary)
@@ -117,7 +126,7 @@ def _train_and_record(plan: Plan, folder: Path, title: str, console: Console) ->
         if restored is not None and _is_over(read_metrics(folder)[-1], plan):
             return accounts  # killed between its last checkpoint and its summary
         last_save = time.monotonic()
-        with display(console, title, plan.steps, accounts.steps) as shown:
+        with display(console, title, plan.steps, plan.problem.metric, accounts.steps) as shown:
             if restored is not None:
                 console.print(f"{title}: resumed after step {accounts.steps}", highlight=False)
             for moment in train(plan, restored):
@@ -125,6 +134,8 @@ def _train_and_record(plan: Plan, folder: Path, title: str, console: Console) ->
                 shown.show(moment.row)
                 accounts = moment.accounts
                 since_save = time.monotonic() - last_save
+                if moment.state is None:
+                    continue
                 if _is_over(moment.row, plan) or since_save >= plan.recording.checkpoint_every_seconds:
                     metrics.sync()
                     checkpoints.save(moment.state, accounts)
@@ -143,7 +154,7 @@ def _summary(config: Config, problem: Problem, rows: list[Row], accounts: Accoun
     judged = [
         row["accepted"] for row in rows if "accepted" in row
     ]  # by the optimizer; first-order methods judge nothing
-    held_out = {name: value for name, value in last.items() if name.startswith(("test_", "validation_"))}
+    evaluated = {name: value for name, value in last.items() if name.startswith(("train_", "test_", "validation_"))}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: problem.init(config.seed))))
     return {
         "name": config.name,
@@ -154,8 +165,10 @@ def _summary(config: Config, problem: Problem, rows: list[Row], accounts: Accoun
         "steps": last["step"],
         **({"rejected": judged.count(False)} if judged else {}),
         "epochs": last["epoch"],
-        "train_loss": last["train_loss"],
-        **held_out,
+        **evaluated,
+        "metric": problem.metric.name,
+        "metric_format": problem.metric.format,
+        "metric_higher_is_better": problem.metric.higher_is_better,
         "gradients": last["gradients"],
         "products": last["products"],
         "gradient_equivalents": last["gradient_equivalents"],
@@ -168,4 +181,4 @@ def _summary(config: Config, problem: Problem, rows: list[Row], accounts: Accoun
 def _data_line(problem: Problem) -> str:
     dataset = problem.dataset
     validation = "" if dataset.validation is None else f", {len(dataset.validation):,} validation"
-    return f"{len(dataset.train):,} training{validation} and {len(dataset.test):,} test images"
+    return f"{len(dataset.train):,} training{validation} and {len(dataset.test):,} test examples"

@@ -5,6 +5,7 @@ value again in YAML; it replaces what the file says before anything is checked, 
 """
 
 import difflib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,16 +35,37 @@ def load_settings(
       ConfigError: the file cannot be read or does not describe a `kind`. The message names the file or the origin of
         the override, the dotted key, what is wrong, and for an unknown key the closest valid one.
     """
-    settings = _read_mapping(path)
+    settings = read_settings(path)
     for override in overrides:
         _apply_override(settings, override, origin)
+    return check_settings(kind, settings, str(path), [override.partition("=")[0] for override in overrides], origin)
+
+
+def check_settings(
+    kind: TypeAdapter[T], settings: Mapping[str, Any], source: str, overridden: Sequence[str] = (), origin: str = ""
+) -> T:
+    """Checks nested mappings, whatever they come from.
+
+    Args:
+      kind: what they describe.
+      source: where they come from, for messages.
+      overridden: dotted keys that come from `origin` instead.
+
+    Raises:
+      ConfigError: as `load_settings`.
+    """
     try:
         # Through JSON, where strict checking still takes a mapping for a section and a list for a tuple.
         return kind.validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
-        overridden = [override.partition("=")[0] for override in overrides]
         problems = _problems(error, kind, settings)
-        raise ConfigError("\n".join(_lines(problems, str(path), overridden, origin))) from None
+        raise ConfigError("\n".join(_lines(problems, source, overridden, origin))) from None
+
+
+def plain(kind: TypeAdapter[T], settings: T) -> dict[str, Any]:
+    """Nested dicts, lists and scalars, every default written out: what `check_settings` takes."""
+    found: dict[str, Any] = kind.dump_python(settings, mode="json")
+    return found
 
 
 def yaml() -> YAML:
@@ -51,7 +73,22 @@ def yaml() -> YAML:
     return YAML(typ="safe", pure=True)  # the pure parser is the one that follows YAML 1.2
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def to_yaml(settings: Mapping[str, Any]) -> str:
+    """Nested mappings as YAML, their keys in the order they have."""
+    text = io.StringIO()
+    writer = yaml()
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(settings, text)
+    return text.getvalue()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file as nested mappings, unchecked.
+
+    Raises:
+      ConfigError: the file cannot be read, or is not a mapping.
+    """
     try:
         settings = yaml().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -148,10 +185,14 @@ def _problem(detail: ErrorDetails, kind: TypeAdapter[Any]) -> tuple[str, bool]:
         case "dataclass_type":
             return "should be a section (a mapping of settings)", True
         case "union_tag_not_found":
-            near = difflib.get_close_matches("kind", [str(key) for key in detail["input"]], n=1)
-            return "missing its 'kind'" + (f"; did you mean 'kind' where it says '{near[0]}'?" if near else ""), False
+            tag = detail["ctx"]["discriminator"].strip("'")
+            near = difflib.get_close_matches(tag, [str(key) for key in detail["input"]], n=1)
+            return f"missing its '{tag}'" + (
+                f"; did you mean '{tag}' where it says '{near[0]}'?" if near else ""
+            ), False
         case "union_tag_invalid":
-            return f"unknown kind {detail['ctx']['tag']!r}; valid: {detail['ctx']['expected_tags']}", False
+            tag, context = detail["ctx"]["discriminator"].strip("'"), detail["ctx"]
+            return f"unknown {tag} {context['tag']!r}; valid: {context['expected_tags']}", False
     return detail["msg"].removeprefix("Input ").replace("greater than or equal to", "at least"), True
 
 

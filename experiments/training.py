@@ -8,17 +8,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 import hfopt
 from experiments import config
-from experiments.batches import Batching, Rows
+from experiments.batches import Batching, Rows, Sizes
 from experiments.optimizers import Optimizer
 from experiments.placement import Share, split
 from experiments.problems.dataset import Examples
@@ -40,14 +41,16 @@ class TrainState(NamedTuple):
 class Accounts:
     """What training has cost so far.
 
-    steps, gradients (one a step) and products (curvature-vector products) are counts; examples sums the batch sizes of
-    the gradients, product_examples those of the products. All times are in seconds.
+    steps, gradients (one a step, and one for each point that a line search takes one at) and products
+    (curvature-vector products) are counts. examples sums the batch sizes of the steps, gradient_examples those of all
+    gradients, product_examples those of the products. All times are in seconds.
     """
 
     steps: int = 0
     gradients: int = 0
     products: int = 0
     examples: int = 0
+    gradient_examples: int = 0
     product_examples: int = 0
     seconds: float = 0.0
     compile_seconds: float = 0.0
@@ -59,17 +62,18 @@ class Accounts:
         A product on m examples is charged as a gradient on m examples. Evaluations of the objective alone, which a
         line search adds, are not charged.
         """
-        return (self.examples + self.product_examples) / training_examples
+        return (self.gradient_examples + self.product_examples) / training_examples
 
 
 class Moment(NamedTuple):
     """The loop between two steps: what to record, and all that is needed to go on from here.
 
-    The state's buffers are donated to the next step: use or copy them before asking for the next moment.
+    state: None between steps that were queued together. Its buffers are donated to the next step: use or copy them
+    before asking for the next moment.
     """
 
     row: Row
-    state: TrainState
+    state: TrainState | None
     accounts: Accounts
 
 
@@ -98,18 +102,42 @@ class Plan:
 
     def initial_state(self) -> TrainState:
         params = self.problem.init(self.seed)
-        # Weakly typed leaves (from Python scalars) would give the first step another signature than the later ones.
+        # Weakly typed leaves (from Python scalars) would give the first step another signature than the later ones, and
+        # an array that is there twice could not be donated.
         state = TrainState(params, self.optimizer.transformation.init(params))
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
+        return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the data sets are evaluated after so many steps: at the start, every so many epochs, at the end."""
         if step in (0, self.steps):
             return True
+        if self.recording.evaluations is not None:
+            return step in _geometric(self.steps, self.recording.evaluations)
         period = self.recording.evaluate_every_epochs
         return math.floor(self.batches.epochs_after(step) / period) > math.floor(
             self.batches.epochs_after(step - 1) / period
         )
+
+    def queue(self, step: int) -> int:
+        """How many steps to make from this one on before looking at what they did.
+
+        Waiting after every step for a report to arrive would cost more than a small step of a first-order method.
+        They end early at an evaluation, and where the compiled program changes.
+        """
+        count, sizes = 1, self.batches.sizes(step)
+        while (
+            count < self.optimizer.queued_steps
+            and not self.is_evaluated(step + count)
+            and self.batches.sizes(step + count) == sizes
+        ):
+            count += 1
+        return count
+
+
+@lru_cache(maxsize=1)
+def _geometric(steps: int, count: int) -> frozenset[int]:
+    """So many steps from 1 to the last, spaced geometrically; fewer where several round to one."""
+    return frozenset(np.geomspace(1, steps, count).round().astype(int).tolist())
 
 
 def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Iterator[Moment]:
@@ -120,7 +148,7 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
       the first that diverged.
     """
     problem = plan.problem
-    data = plan.everywhere(_on_device(problem, problem.dataset.train))
+    data = plan.everywhere(_on_device(problem.dataset.train))
     evaluation: Row
     evaluate = _evaluator(plan, data)
     if start is None:
@@ -138,26 +166,45 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
             began = time.perf_counter()
             compiled, compiled_for = train_step.lower(state, data, plan.rows(accounts.steps)).compile(), sizes
             accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
+        steps = range(accounts.steps, accounts.steps + plan.queue(accounts.steps))
+        kept = jax.tree.map(jnp.copy, state) if len(steps) > 1 else None  # steps use up the state they start from
         began = time.perf_counter()
-        state, report = compiled(state, data, plan.rows(accounts.steps))
-        report = {name: value.item() for name, value in jax.device_get(report).items()}
-        products = report.pop("products", 0)
-        accounts = replace(
-            accounts,
-            steps=accounts.steps + 1,
-            gradients=accounts.gradients + 1,
-            products=accounts.products + products,
-            examples=accounts.examples + sizes.gradient,
-            product_examples=accounts.product_examples + products * sizes.curvature,
-            seconds=accounts.seconds + time.perf_counter() - began,
-        )
-        evaluation = {}
-        diverged = has_diverged(report)
-        if diverged or plan.is_evaluated(accounts.steps):
-            evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
-        yield Moment(_row(plan, accounts) | plan.optimizer.readable(report) | evaluation, state, accounts)
-        if diverged:
-            return
+        queued = []
+        for step in steps:
+            state, report = compiled(state, data, plan.rows(step))
+            queued.append(report)
+        reports = jax.device_get(queued)
+        seconds = (time.perf_counter() - began) / len(reports)
+        for i, arrays in enumerate(reports, start=1):
+            report = {name: value.item() for name, value in arrays.items()}
+            accounts = _charged(accounts, report, sizes, seconds)
+            evaluation = {}
+            diverged, is_last = has_diverged(report), i == len(reports)
+            if diverged and not is_last:  # those queued after it went on: the state it led to is found again
+                state = kept
+                for step in steps[:i]:
+                    state, _ = compiled(state, data, plan.rows(step))
+            if diverged or (is_last and plan.is_evaluated(accounts.steps)):
+                evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
+            row = _row(plan, accounts) | plan.optimizer.readable(report) | evaluation
+            yield Moment(row, state if diverged or is_last else None, accounts)
+            if diverged:
+                return
+
+
+def _charged(accounts: Accounts, report: Row, sizes: Sizes, seconds: float) -> Accounts:
+    """The accounts after one more step; counts that serve them alone are taken out of its report."""
+    products, gradients = report.pop("products", 0), 1 + report.pop("line_search_gradients", 0)
+    return replace(
+        accounts,
+        steps=accounts.steps + 1,
+        gradients=accounts.gradients + gradients,
+        products=accounts.products + products,
+        examples=accounts.examples + sizes.gradient,
+        gradient_examples=accounts.gradient_examples + gradients * sizes.gradient,
+        product_examples=accounts.product_examples + products * sizes.curvature,
+        seconds=accounts.seconds + seconds,
+    )
 
 
 def has_diverged(row: Row) -> bool:
@@ -171,7 +218,7 @@ def has_diverged(row: Row) -> bool:
 def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None, memory: Memory = "auto") -> Any:
     """The jitted step (state, data, rows) -> (state, report).
 
-    data: (images, targets) of the whole training set. rows: `Rows` of it. report: scalars, `loss` (the objective on the
+    data: (inputs, targets) of the whole training set. rows: `Rows` of it. report: scalars, `loss` (the objective on the
     gradient's batch, before the step) and what the optimizer tells; the loss it compares its `new_loss` with is
     `evaluation_loss` where there is an evaluation batch. The state's buffers are donated.
     """
@@ -188,7 +235,7 @@ def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | No
             chunk_size=chunk_size,
             memory=memory,
         )
-        value, grad = jax.value_and_grad(value_fn)(params)
+        value, grad = optimizer.value_and_grad(value_fn, params, opt_state)
         updates, opt_state = optimizer.transformation.update(
             grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
         )
@@ -213,8 +260,8 @@ def _take(data: Any, rows: Any) -> Any:
     return data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
 
 
-def _on_device(problem: Problem, part: Examples) -> tuple[jax.Array, jax.Array]:
-    return jax.device_put((part.images, problem.targets(part.labels)))
+def _on_device(part: Examples) -> tuple[Any, Any]:
+    return jax.device_put((part.inputs, part.targets))
 
 
 def _row(plan: Plan, accounts: Accounts) -> Row:
@@ -236,14 +283,13 @@ def _timed_evaluation(evaluate: Callable[[Params], Row], params: Params, account
     return evaluation, replace(accounts, evaluation_seconds=accounts.evaluation_seconds + elapsed)
 
 
-def _evaluator(plan: Plan, train_data: tuple[jax.Array, jax.Array]) -> Callable[[Params], Row]:
-    """params -> train_loss (the objective over the training set, penalty included), and loss without penalty and
-    accuracy on every held-out set; and, if that is to be recorded, the sharpness: λmax of the Hessian."""
+def _evaluator(plan: Plan, train_data: tuple[Any, Any]) -> Callable[[Params], Row]:
+    """params -> train_loss (the objective over the training set, penalty included), loss without penalty on every
+    held-out set, the metric on all of them; and, if that is to be recorded, the sharpness: λmax of the Hessian."""
     problem, chunk_size = plan.problem, plan.recording.evaluation_chunk_size
-    dataset = problem.dataset
+    dataset, metric = problem.dataset, problem.metric.name
     held_out = {"test": dataset.test} | ({} if dataset.validation is None else {"validation": dataset.validation})
-    held_out_data = {name: (_on_device(problem, part), jnp.asarray(part.labels)) for name, part in held_out.items()}
-    train_labels = jnp.asarray(dataset.train.labels)
+    sets = {"train": train_data} | {name: _on_device(part) for name, part in held_out.items()}
     objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2, precision=problem.precision)
 
     @jax.jit
@@ -252,12 +298,10 @@ def _evaluator(plan: Plan, train_data: tuple[jax.Array, jax.Array]) -> Callable[
         return hfopt.spectra.sharpness(operator, jax.random.key(0))[0]
 
     def evaluate(params: Params) -> Row:
-        penalty = 0.5 * problem.l2 * float(optax.tree.norm(params, squared=True))
-        row: Row = {"train_loss": mean_loss_and_accuracy(problem, params, train_data, train_labels, chunk_size)[0]}
-        row["train_loss"] += penalty
-        for name, (data, labels) in held_out_data.items():
-            loss, accuracy = mean_loss_and_accuracy(problem, params, data, labels, chunk_size)
-            row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        row: Row = {}
+        for name, data in sets.items():
+            row[f"{name}_loss"], row[f"{name}_{metric}"] = mean_loss_and_metric(problem, params, data, chunk_size)
+        row["train_loss"] += 0.5 * problem.l2 * float(optax.tree.norm(params, squared=True))
         if plan.recording.sharpness:
             row["sharpness"] = sharpness(params, train_data).item()
         return row
@@ -265,41 +309,37 @@ def _evaluator(plan: Plan, train_data: tuple[jax.Array, jax.Array]) -> Callable[
     return evaluate
 
 
-def mean_loss_and_accuracy(
-    problem: Problem, params: Params, data: tuple[jax.Array, jax.Array], labels: jax.Array, chunk_size: int
+def mean_loss_and_metric(
+    problem: Problem, params: Params, data: tuple[Any, Any], chunk_size: int
 ) -> tuple[float, float]:
-    """Mean loss without penalty, and the fraction of images whose largest output is that of their class.
+    """Mean loss without penalty, and the problem's metric, over a set of examples.
 
     Args:
-      data: images (n, height, width, channels) and targets, as the loss takes them.
-      labels: (n,) int32.
-      chunk_size: images to predict at a time. The sums over chunks are added in float64.
+      data: inputs and targets, as the loss takes them.
+      chunk_size: examples to predict at a time. The sums over chunks are added in float64.
     """
-    examples = len(labels)
-    loss = correct = 0.0
+    examples = len(jax.tree.leaves(data)[0])
+    loss = metric = 0.0
     for start in range(0, examples, chunk_size):
         size = min(chunk_size, examples - start)
-        sums = _sums_over_chunk(problem.predict, problem.loss, params, data, labels, start, size)
-        chunk_loss, chunk_correct = jax.device_get(sums)
-        loss, correct = loss + float(chunk_loss), correct + float(chunk_correct)
-    return loss / examples, correct / examples
+        sums = _sums_over_chunk(problem.predict, problem.loss, problem.metric.measure, params, data, start, size)
+        chunk_loss, chunk_metric = jax.device_get(sums)
+        loss, metric = loss + float(chunk_loss), metric + float(chunk_metric)
+    return loss / examples, problem.metric.finish(metric / examples)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 6))
+@partial(jax.jit, static_argnums=(0, 1, 2, 6))
 def _sums_over_chunk(
-    predict: Callable[..., jax.Array],
+    predict: Callable[..., Any],
     loss: Callable[..., jax.Array],
+    measure: Callable[..., jax.Array],
     params: Params,
-    data: tuple[jax.Array, jax.Array],
-    labels: jax.Array,
+    data: tuple[Any, Any],
     start: int,
     size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    (images, targets), labels = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), (data, labels)
-    )
+    inputs, targets = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), data)
     with jax.default_matmul_precision("highest"):
-        outputs = predict(params, images)
-    losses = loss(outputs, targets)
-    per_example = losses.reshape(size, -1).mean(axis=1)
-    return per_example.sum(), (outputs.argmax(axis=-1) == labels).sum()
+        losses = loss(predict(params, inputs), targets)
+        measured = measure(params, inputs, targets)  # of the same outputs, which XLA computes once
+    return losses.reshape(size, -1).mean(axis=1).sum(), measured.sum()

@@ -167,7 +167,7 @@ def _trained(params: Any, value_fn: hfopt.ValueFn, steps: int) -> Any:
 def _digits() -> tuple[Any, Any]:
     """Images (1437, 8, 8, 1) in [0, 1], labels (1437,)."""
     train = load_digits().train
-    return np.asarray(train.images, np.float32) / 16, train.labels
+    return np.asarray(train.inputs, np.float32) / 16, train.targets
 
 
 def _classifier(name: str, model: nn.Module, examples: int | None = None) -> Case:

@@ -85,9 +85,9 @@ def measure_simplenn(
       steps: how many to take.
     """
     train = load_digits().train
-    images = jax.image.resize(jnp.asarray(train.images) / 16, (len(train), size, size, 1), "linear")
+    images = jax.image.resize(jnp.asarray(train.inputs) / 16, (len(train), size, size, 1), "linear")
     images -= images.mean(axis=0)
-    targets = jax.nn.one_hot(jnp.asarray(train.labels), 10)
+    targets = jax.nn.one_hot(jnp.asarray(train.targets), 10)
     model = CNN((32, 64, 64), (5, 3, 3), 10, nn.relu, nn.max_pool)
     loss = lambda z, y: optax.losses.squared_error(z, y).sum(-1)  # noqa: E731
     objective = hfopt.Objective(model.apply, loss, l2=1 / len(train), precision=precision)

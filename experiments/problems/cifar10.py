@@ -46,8 +46,8 @@ def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
             wanted = f"{', '.join(_TRAIN_FILES)} and {_TEST_FILE} (in {_SUBSET_FOLDER}: at least one of the former)"
             raise DataError(missing_data_message("CIFAR-10", root, searched, wanted, str(error))) from None
     batches = [read_cifar10(path) for path in _train_files(folder)]
-    train = Examples(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
-    return Dataset(train, read_cifar10(folder / _TEST_FILE), classes=10)
+    train = Examples(np.concatenate([b.inputs for b in batches]), np.concatenate([b.targets for b in batches]))
+    return Dataset(train, read_cifar10(folder / _TEST_FILE))
 
 
 def read_cifar10(path: Path) -> Examples:

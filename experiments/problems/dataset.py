@@ -1,8 +1,11 @@
-"""Images with labels, in memory, and the ways to take part of them."""
+"""Examples in memory, and the ways to take part of them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -12,51 +15,59 @@ from experiments.errors import DataError
 _SPLIT_SEED = 0
 
 
-@dataclass(frozen=True, eq=False)  # equal only to itself: comparing images by value is never meant
+@dataclass(frozen=True, eq=False)  # equal only to itself: comparing arrays by value is never meant
 class Examples:
-    """n images and their classes.
+    """n inputs and their targets, each an array or a pytree of arrays whose leading axis counts the examples.
 
-    images: (n, height, width, channels); uint8 as read, float32 once standardized.
-    labels: (n,) int32, from 0.
+    Of images with labels: (n, height, width, channels), uint8 as read and float32 once standardized; and (n,) int32.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    inputs: Any
+    targets: Any
 
     def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels):
-            raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
-        if len(self.images) == 0:
-            raise DataError("no images: the data set is empty")
+        inputs, targets = ({len(leaf) for leaf in jax.tree.leaves(part)} for part in (self.inputs, self.targets))
+        if len(inputs | targets) != 1:
+            raise DataError(f"inputs of {_counts(inputs)} but targets of {_counts(targets)} examples")
+        if len(self) == 0:
+            raise DataError("no examples: the data set is empty")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(jax.tree.leaves(self.inputs)[0])
 
     def take(self, rows: np.ndarray) -> "Examples":
-        return Examples(self.images[rows], self.labels[rows])
+        return Examples(*jax.tree.map(lambda leaf: leaf[rows], (self.inputs, self.targets)))
+
+
+def _counts(lengths: set[int]) -> str:
+    return " and ".join(map(str, sorted(lengths)))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training set, a test set and, where asked for, a validation set; `classes` is their number."""
+    """A training set, a test set and, where asked for, a validation set."""
 
     train: Examples
     test: Examples
-    classes: int
     validation: Examples | None = None
 
+    def map(self, change: Callable[[Examples], Examples]) -> "Dataset":
+        """Every set changed alike."""
+        validation = None if self.validation is None else change(self.validation)
+        return Dataset(change(self.train), change(self.test), validation)
+
     def fingerprint(self) -> str:
-        """SHA-256 over all images and labels: a resumed run uses it to be sure it sees the same data."""
+        """SHA-256 over all inputs and targets: a resumed run uses it to be sure it sees the same data."""
         digest = hashlib.sha256()
         for part in (self.train, self.test, self.validation):
             if part is not None:
-                digest.update(np.ascontiguousarray(part.images).data)
-                digest.update(np.ascontiguousarray(part.labels).data)
+                for leaf in jax.tree.leaves((part.inputs, part.targets)):
+                    digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()
 
 
 def stratified_split(examples: Examples, held_out: float | int) -> tuple[Examples, Examples]:
-    """Splits so that every class keeps its share: (the rest, the held-out part).
+    """Splits labelled examples so that every class keeps its share: (the rest, the held-out part).
 
     Args:
       held_out: a fraction in (0, 1), or a number of examples.
@@ -66,7 +77,7 @@ def stratified_split(examples: Examples, held_out: float | int) -> tuple[Example
     """
     rows = np.arange(len(examples))
     try:
-        kept, taken = train_test_split(rows, test_size=held_out, stratify=examples.labels, random_state=_SPLIT_SEED)
+        kept, taken = train_test_split(rows, test_size=held_out, stratify=examples.targets, random_state=_SPLIT_SEED)
     except ValueError as error:
         raise DataError(f"{len(examples)} examples cannot be split with {held_out} held out: {error}") from None
     return examples.take(np.sort(kept)), examples.take(np.sort(taken))
@@ -74,14 +85,13 @@ def stratified_split(examples: Examples, held_out: float | int) -> tuple[Example
 
 def standardized(dataset: Dataset) -> Dataset:
     """Float32 images with mean 0 and deviation 1 in each channel, both measured on the training set alone."""
-    pixels = dataset.train.images.reshape(-1, dataset.train.images.shape[-1])
+    pixels = dataset.train.inputs.reshape(-1, dataset.train.inputs.shape[-1])
     mean = pixels.mean(axis=0, dtype=np.float64)
     deviation = pixels.std(axis=0, dtype=np.float64)
     deviation = np.where(deviation > 0, deviation, 1.0)  # a constant channel stays at 0 instead of dividing by it
 
     def scale(part: Examples) -> Examples:
-        images = (part.images.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
-        return Examples(images, part.labels)
+        images = (part.inputs.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
+        return Examples(images, part.targets)
 
-    validation = None if dataset.validation is None else scale(dataset.validation)
-    return Dataset(scale(dataset.train), scale(dataset.test), dataset.classes, validation)
+    return dataset.map(scale)

@@ -13,4 +13,4 @@ def load_digits() -> Dataset:
     digits = sklearn_digits()
     images = digits.images.astype(np.uint8)[..., np.newaxis]
     train, test = stratified_split(Examples(images, digits.target.astype(np.int32)), _TEST_FRACTION)
-    return Dataset(train, test, classes=10)
+    return Dataset(train, test)

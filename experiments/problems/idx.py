@@ -83,7 +83,6 @@ def load_idx(family: IdxFamily, data_dir: str | os.PathLike[str] | None = None) 
     return Dataset(
         train=_examples(train_images, train_labels, paths[0]),
         test=_examples(test_images, test_labels, paths[2]),
-        classes=10,
     )
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.batches import Batching, total_steps
-from experiments.config import Adam, Batches, Growth, HessianFree
 from experiments.errors import ConfigError
+from experiments.optimizer_config import Adam, Batches, Growth, HessianFree
 
 DOUBLING = Growth(factor=2.0, every_steps=3)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import CNN, Adam, Batches
 from experiments.config_file import config_to_dict, differing_keys, dump_config, load_config
 from experiments.errors import ConfigError
+from experiments.optimizer_config import Adam, Batches
+from experiments.problem_config import CNN
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -96,7 +97,7 @@ def test_overrides_reach_any_field_and_the_last_one_wins(small_file):
         ("optimizers.sgd.momentum=0", "optimizers.sgd: nesterov needs a momentum above 0"),
         ("optimizers.adam=3", "optimizers.adam: should be a section (a mapping of settings), got 3"),
         ("optimizers.adam=null", "optimizer is 'adam' but optimizers.adam is missing (configured: hessian_free, sgd)"),
-        ("optimizer=adm", "optimizer: should be 'hessian_free', 'adam' or 'sgd', got 'adm'"),
+        ("optimizer=adm", "optimizer: should be 'hessian_free', 'adam', 'adamw', 'muon', 'sgd' or 'lbfgs', got 'adm'"),
         ("problem.data.name=minst", "problem.data.name: should be 'digits', 'mnist', 'fashion_mnist' or 'cifar10'"),
         ("name=../x", "name: "),
         ("problem.model={kind: cnn, kernels: [3]}", "problem.model: channels and kernels describe the same blocks"),

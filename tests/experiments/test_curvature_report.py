@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.__main__ import main
 from experiments.curvature import trained
-from experiments.problems.problem import build_problem
+from experiments.problems.build import build_problem
 from experiments.recording import read_metrics
 from tests.experiments.conftest import SMALL
 
@@ -36,7 +36,7 @@ def dense(report) -> np.ndarray:
     train = problem.dataset.train
 
     def value(t):
-        losses = problem.loss(problem.predict(unravel(t), train.images), train.labels)
+        losses = problem.loss(problem.predict(unravel(t), train.inputs), train.targets)
         return losses.mean() + 0.5 * problem.l2 * t @ t
 
     return np.asarray(jax.jit(jax.hessian(value))(flat), np.float64)

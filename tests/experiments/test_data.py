@@ -16,15 +16,14 @@ import platformdirs
 import pytest
 from sklearn.datasets import load_digits as sklearn_digits
 
-from experiments.config import MLP, Data
-from experiments.config import Problem as ProblemSettings
 from experiments.errors import DataError
+from experiments.problem_config import MLP, Classification, Data
 from experiments.problems import cifar10
+from experiments.problems.build import build_problem
 from experiments.problems.cifar10 import load_cifar10, read_cifar10
 from experiments.problems.dataset import Dataset, Examples, standardized, stratified_split
 from experiments.problems.digits import load_digits
 from experiments.problems.idx import FASHION_MNIST, MNIST, load_idx, read_idx
-from experiments.problems.problem import build_problem
 from experiments.problems.storage import data_root
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -86,12 +85,12 @@ class TestDigits:
     def test_the_split_is_80_to_20_and_every_class_keeps_its_share(self):
         dataset = load_digits()
         assert (len(dataset.train), len(dataset.test)) == (1437, 360)
-        shares = [np.bincount(part.labels) / len(part) for part in (dataset.train, dataset.test)]
+        shares = [np.bincount(part.targets) / len(part) for part in (dataset.train, dataset.test)]
         np.testing.assert_allclose(shares[0], shares[1], atol=2 / 360)
 
     def test_train_and_test_together_are_the_digits_of_scikit_learn(self):
         dataset = load_digits()
-        images = np.concatenate([dataset.train.images, dataset.test.images])[..., 0].reshape(-1, 64)
+        images = np.concatenate([dataset.train.inputs, dataset.test.inputs])[..., 0].reshape(-1, 64)
         expected = sklearn_digits().data
         assert np.array_equal(images[np.lexsort(images.T)], expected[np.lexsort(expected.T)])
 
@@ -137,8 +136,8 @@ class TestIdx:
             path.write_bytes(content if i % 2 else gzip.compress(content))
         for root in (tmp_path, target):
             dataset = load_idx(MNIST, root)
-            assert dataset.train.images.shape == (6, 5, 4, 1)
-            assert dataset.test.labels.tolist() == list(files[TEST_LABELS][8:])
+            assert dataset.train.inputs.shape == (6, 5, 4, 1)
+            assert dataset.test.targets.tolist() == list(files[TEST_LABELS][8:])
 
     def test_mnist_in_the_root_is_not_taken_for_fashion_mnist(self, tmp_path, no_network):
         folder = tmp_path / "mnist"
@@ -153,7 +152,7 @@ class TestIdx:
         folder.mkdir()
         for name, content in (idx_files() | {TRAIN_LABELS: idx_bytes(np.zeros(5))}).items():
             (folder / name).write_bytes(content)
-        with pytest.raises(DataError, match="6 images but 5 labels"):
+        with pytest.raises(DataError, match="inputs of 6 but targets of 5 examples"):
             load_idx(MNIST, tmp_path)
 
 
@@ -162,9 +161,9 @@ class TestCifar10:
         path = tmp_path / "test_batch.bin"
         path.write_bytes(cifar_bytes([3, 9]))
         examples = read_cifar10(path)
-        assert examples.labels.tolist() == [3, 9]
-        assert examples.images.shape == (2, 32, 32, 3)
-        assert examples.images[1, 4, 6, 2] == (7 * 4 + 3 * 6 + 50 * 2 + 9) % 256
+        assert examples.targets.tolist() == [3, 9]
+        assert examples.inputs.shape == (2, 32, 32, 3)
+        assert examples.inputs[1, 4, 6, 2] == (7 * 4 + 3 * 6 + 50 * 2 + 9) % 256
 
     def test_a_subset_may_have_fewer_files_a_full_folder_may_not(self, tmp_path, no_network):
         for name in ("cifar10", "cifar10-subset"):
@@ -217,7 +216,7 @@ class TestDownload:
         root = tmp_path / "data"
         root.mkdir()
         dataset = load_idx(family, root)
-        assert dataset.train.labels.tolist() == list(files[TRAIN_LABELS][8:])
+        assert dataset.train.targets.tolist() == list(files[TRAIN_LABELS][8:])
         assert sorted(path.name for path in (root / "mnist").iterdir()) == sorted(f"{name}.gz" for name in files)
         assert load_idx(replace(family, mirrors=()), root).fingerprint() == dataset.fingerprint()
 
@@ -254,8 +253,8 @@ class TestDownload:
         assert not (root / "cifar-10-batches-bin").exists()
         publish(names)
         dataset = load_cifar10(root)
-        assert dataset.train.labels.tolist() == [0, 1, 2, 3, 4]
-        assert dataset.test.labels.tolist() == [5]
+        assert dataset.train.targets.tolist() == [0, 1, 2, 3, 4]
+        assert dataset.test.targets.tolist() == [5]
 
     def test_offline_one_message_says_what_is_missing_where_and_what_to_do(self, tmp_path, no_network):
         with pytest.raises(DataError) as error:
@@ -275,15 +274,15 @@ class TestParts:
     def test_a_stratified_split_keeps_every_example_once(self):
         kept, held_out = stratified_split(self.examples(20), 0.3)
         assert (len(kept), len(held_out)) == (14, 6)
-        assert held_out.labels.sum() == 3
-        assert sorted([*kept.images[:, 0, 0, 0], *held_out.images[:, 0, 0, 0]]) == list(range(0, 80, 4))
+        assert held_out.targets.sum() == 3
+        assert sorted([*kept.inputs[:, 0, 0, 0], *held_out.inputs[:, 0, 0, 0]]) == list(range(0, 80, 4))
 
     def test_a_split_that_cannot_be_is_an_error(self):
         with pytest.raises(DataError, match="3 examples cannot be split with 2 held out"):
             stratified_split(self.examples(3), 2)
 
     def test_no_examples_are_an_error(self):
-        with pytest.raises(DataError, match="no images"):
+        with pytest.raises(DataError, match="no examples"):
             Examples(np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, np.int32))
 
     def test_standardizing_uses_the_training_set_alone_and_survives_a_constant_channel(self):
@@ -292,17 +291,18 @@ class TestParts:
         images[..., 1] = 7
         train = Examples(images, np.zeros(50, np.int32))
         test = Examples(images[:5], np.zeros(5, np.int32))
-        dataset = standardized(Dataset(train, test, classes=1))
+        dataset = standardized(Dataset(train, test))
         reference = images[..., 0].astype(np.float64)
         expected = (reference - reference.mean()) / reference.std()
-        np.testing.assert_allclose(dataset.train.images[..., 0], expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(dataset.test.images[..., 0], expected[:5], rtol=1e-5, atol=1e-6)
-        assert not dataset.train.images[..., 1].any()
+        np.testing.assert_allclose(dataset.train.inputs[..., 0], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dataset.test.inputs[..., 0], expected[:5], rtol=1e-5, atol=1e-6)
+        assert not dataset.train.inputs[..., 1].any()
 
     def test_a_problem_cuts_the_training_set_and_holds_out_a_validation_set(self):
         model = MLP(kind="mlp", hidden=())
         data = Data(name="digits", train_examples=500, validation_fraction=0.2)
-        dataset = build_problem(ProblemSettings(data=data, model=model)).dataset
+        settings = Classification(family="classification", data=data, model=model)
+        dataset = build_problem(settings).dataset
         assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (400, 100, 360)
         with pytest.raises(DataError, match="train_examples is 2000, but digits has 1437"):
-            build_problem(ProblemSettings(data=Data(name="digits", train_examples=2000), model=model))
+            build_problem(replace(settings, data=Data(name="digits", train_examples=2000)))

@@ -9,17 +9,18 @@ import pytest
 
 from experiments import runner
 from experiments.config_file import load_config
-from experiments.problems.problem import Problem
 from tests.experiments.conftest import rows
 
 
-class Faulty(Problem):
+def with_fault(problem):
     """Predicts NaN for a batch of 50 with the first training image in it, and is well on any other number of images."""
 
-    def predict(self, params, images):
-        outputs = super().predict(params, images)
-        fault = (images == self.dataset.train.images[0]).all(axis=(1, 2, 3)).any()
+    def predict(params, images):
+        outputs = problem.predict(params, images)
+        fault = (images == problem.dataset.train.inputs[0]).all(axis=(1, 2, 3)).any()
         return jnp.where(fault, jnp.nan, outputs) if len(images) == 50 else outputs
+
+    return replace(problem, predict=predict)
 
 
 FAULTY = ("optimizers.hessian_free={steps: 8, batches: {gradient: 50}}", "optimizers.adam.batches.gradient=50")
@@ -29,7 +30,7 @@ FAULTY = ("optimizers.hessian_free={steps: 8, batches: {gradient: 50}}", "optimi
 def faulty(plan, monkeypatch):
     """(its plan, the steps whose batch has the fault); `run` meets the same problem."""
     healthy = plan(*FAULTY, "optimizer=hessian_free", "recording.evaluate_every_epochs=0.01")
-    problem = Faulty(**vars(healthy.problem))
+    problem = with_fault(healthy.problem)
     monkeypatch.setattr(runner, "build_problem", lambda *_: problem)
     steps = [step for step in range(8) if 0 in healthy.batches.rows(step).gradient]
     assert len(steps) == 2  # once in each of two epochs
@@ -66,8 +67,8 @@ def test_a_run_that_ends_with_a_training_loss_that_is_not_finite_has_diverged(
 ):
     problem = plan("optimizer=hessian_free").problem
     train_set = problem.dataset.train
-    images = np.where(np.arange(200)[:, None, None, None] == 0, np.nan, train_set.images)
-    dataset = replace(problem.dataset, train=replace(train_set, images=images))
+    images = np.where(np.arange(200)[:, None, None, None] == 0, np.nan, train_set.inputs)
+    dataset = replace(problem.dataset, train=replace(train_set, inputs=images))
     monkeypatch.setattr(runner, "build_problem", lambda *_: replace(problem, dataset=dataset))
     config = load_config(small_file, ["optimizer=hessian_free", "optimizers.hessian_free.batches={gradient: full}"])
     summary = runner.run(config, runs=tmp_path, console=console).summary

@@ -3,6 +3,7 @@
 from unittest.mock import call, create_autospec
 
 import jax
+import numpy as np
 import pytest
 
 import hfopt
@@ -79,3 +80,43 @@ def test_settings_that_would_be_ignored_are_refused(small_file, settings, messag
 def test_a_warm_start_of_zero_starts_from_zero(small_file):
     settings = load_config(small_file, ["optimizers.hessian_free.warm_start=0"]).optimizers.hessian_free
     assert build_optimizer(settings, 1, 1).transformation.init({"w": jax.numpy.ones(3)}).solution == ()
+
+
+SHAPES = {"kernel": (6, 4), "convolution": (3, 3, 2, 5), "bias": (4,)}
+
+
+def first_step_of_muon(small_file, settings):
+    random = np.random.default_rng(0)
+    params, grads = ({name: random.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(2))
+    params, grads = jax.tree.map(jax.numpy.float32, (params, grads))
+    muon = load_config(small_file, [f"optimizers.muon={{steps: 10, {settings}}}"]).optimizers.muon
+    transformation = build_optimizer(muon, 10, 1).transformation
+    updates, _ = jax.jit(transformation.update)(grads, transformation.init(params), params)
+    return params, grads, updates
+
+
+@pytest.mark.parametrize("name", ["kernel", "convolution"])
+def test_the_first_step_of_muon_is_the_gradient_with_its_singular_values_near_one(small_file, name):
+    _, grads, updates = first_step_of_muon(small_file, "learning_rate: 0.5")
+    rows, columns = np.prod(SHAPES[name][:-1]), SHAPES[name][-1]
+    left, values, right = np.linalg.svd(np.asarray(grads[name]).reshape(rows, columns), full_matrices=False)
+    step = -np.asarray(updates[name]).reshape(rows, columns) / (0.5 * np.sqrt(max(1, columns / rows)))
+    rotated = left.T @ step @ right.T
+    assert values.max() / values.min() > 2
+    np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=0.02)
+    assert ((np.diag(rotated) > 0.6) & (np.diag(rotated) < 1.3)).all()  # what the quintic iteration comes to
+
+
+def test_muon_leaves_what_is_no_matrix_to_adam(small_file):
+    _, grads, updates = first_step_of_muon(small_file, "learning_rate: 0.5, adam_learning_rate: 0.1")
+    # The first step of Adam with Nesterov momentum: g + b₁ m / (1 − b₁²) against √g², with m = (1 − b₁) g and b₁ = 0.9.
+    length = 1 + 0.9 * 0.1 / (1 - 0.9**2)
+    np.testing.assert_allclose(updates["bias"], -0.1 * length * np.sign(grads["bias"]), rtol=1e-3)
+    _, _, updates = first_step_of_muon(small_file, "learning_rate: 0.5")
+    np.testing.assert_allclose(updates["bias"], -0.5 * length * np.sign(grads["bias"]), rtol=1e-3)
+
+
+def test_the_weight_decay_of_muon_shrinks_matrices(small_file):
+    params, _, plain = first_step_of_muon(small_file, "learning_rate: 0.5")
+    _, _, decayed = first_step_of_muon(small_file, "learning_rate: 0.5, weight_decay: 0.2")
+    np.testing.assert_allclose(decayed["kernel"], plain["kernel"] - 0.5 * 0.2 * params["kernel"], atol=1e-5)

@@ -29,7 +29,7 @@ from experiments.training import Accounts, TrainState
 
 def dataset(value: int = 0) -> Dataset:
     examples = Examples(np.full((2, 1, 1, 1), value, np.uint8), np.arange(2, dtype=np.int32))
-    return Dataset(examples, examples, classes=2)
+    return Dataset(examples, examples)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments.config_file import load_config
 from experiments.errors import RunError
-from experiments.problems.problem import build_problem
+from experiments.problems.build import build_problem
 from experiments.recording import read_metrics, read_summary
 from experiments.runner import build_plan, run
 from experiments.training import train
