@@ -1,5 +1,5 @@
-"""The command line: `python -m experiments run | compare | sweep | show | cartpole | frameworks |
-approximations | curvature | bench`.
+"""The command line: `python -m experiments run | compare | sweep | list | show | clean | tensorboard | cartpole |
+frameworks | approximations | curvature | bench`.
 
 Exit codes: 0 done, 1 a run diverged or missed what it was to show, 2 asked for something impossible (one message says
 what), 130 interrupted.
@@ -13,12 +13,16 @@ from typing import get_args
 
 from rich.console import Console
 
+from experiments import catalogue, cleaning, tensorboard_export
 from experiments.arguments import positive_integer
 from experiments.comparison import compare
 from experiments.config import Config, OptimizerName
 from experiments.config_file import dump_config, load_config
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, RunError
+from experiments.readable import metric_title, metric_value
+from experiments.run_page import show_run
 from experiments.runner import run
+from experiments.suite_command import add_suite_options, add_tune, compare_suite, is_suite
 from experiments.sweep import sweep
 from experiments.sweep_file import load_sweep
 from experiments.sweep_report import report
@@ -54,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     summary = result.summary
     console.print(
-        f"{config.optimizer}: train loss {summary['train_loss']:.4g}, test accuracy {summary['test_accuracy']:.2%} "
+        f"{config.optimizer}: train loss {summary['train_loss']:.4g}, {metric_title(summary)} {metric_value(summary)} "
         f"after {summary['steps']} steps, {summary['products']} products, {summary['seconds']:.1f} s of training "
         f"(and {summary['compile_seconds']:.1f} s of compiling, {summary['evaluation_seconds']:.1f} s of evaluating)",
         highlight=False,
@@ -64,6 +68,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if is_suite(arguments.configs):
+        return compare_suite(arguments)
+    (arguments.config,) = arguments.configs
     results = compare(
         _config(arguments),
         arguments.optimizers,
@@ -121,6 +128,11 @@ def _curvature(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    if (folder := Path(arguments.config)).is_dir():
+        if _overrides(arguments):
+            raise RunError(f"{folder} is a folder: --set and --seed are for the configuration in a YAML file")
+        show_run(folder, Console())
+        return 0
     print(dump_config(_config(arguments)), end="")
     return 0
 
@@ -148,10 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments", description="Train models and compare optimizers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    settings = argparse.ArgumentParser(add_help=False)
-    settings.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits_cnn.yaml")
-    settings.add_argument("--seed", help="shorthand for --set seed=…")
-    settings.add_argument(
+    overriding = argparse.ArgumentParser(add_help=False)
+    overriding.add_argument("--seed", help="shorthand for --set seed=…")
+    overriding.add_argument(
         "--set",
         metavar="KEY=VALUE",
         nargs="+",
@@ -160,11 +171,17 @@ def _parser() -> argparse.ArgumentParser:
         help="override any field, e.g. --set optimizers.adam.learning_rate=3e-3 problem.l2=1e-4",
     )
 
-    places = argparse.ArgumentParser(add_help=False)
+    recorded = argparse.ArgumentParser(add_help=False)
+    recorded.add_argument(
+        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
+    )
+    settings = argparse.ArgumentParser(add_help=False, parents=[overriding])
+    settings.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits_cnn.yaml")
+
+    places = argparse.ArgumentParser(add_help=False, parents=[recorded])
     places.add_argument(
         "--data-dir", metavar="DIR", help="folder of the data sets (default: $HFOPT_DATA, else a cache)"
     )
-    places.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="where run folders are made")
 
     resuming = argparse.ArgumentParser(add_help=False)
     resuming.add_argument("--resume", action="store_true", help="continue the latest run of the same configuration")
@@ -182,10 +199,16 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_run)
 
     several = commands.add_parser(
-        "compare", parents=[settings, places, resuming, sharing], help="train with several, one table and figure"
+        "compare", parents=[overriding, places, resuming, sharing], help="train with several, one table and figure"
     )
     several.add_argument("--optimizers", metavar="NAME", nargs="+", help="which (default: all that CONFIG configures)")
+    several.add_argument(
+        "configs", metavar="CONFIG", nargs="+", help="one experiment, or comparisons: configs/compare/*.yaml"
+    )
+    add_suite_options(several)
     several.set_defaults(command=_compare)
+
+    add_tune(commands, places)
 
     many = commands.add_parser(
         "sweep", parents=[places], help="train with many settings from many seeds, one table of medians"
@@ -194,10 +217,13 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--jobs", metavar="N", type=positive_integer, help="runs at a time (default: one a usable core)")
     many.set_defaults(command=_sweep)
 
+    catalogue.add_parser(commands, recorded)
     show = commands.add_parser(
-        "show", parents=[settings], help="print the configuration with all defaults and overrides"
+        "show", parents=[settings], help="print a configuration with all its defaults, or what is recorded of a run"
     )
     show.set_defaults(command=_show)
+    cleaning.add_parser(commands, recorded)
+    tensorboard_export.add_parser(commands)
 
     cartpole = commands.add_parser("cartpole", help="balance a pole by natural policy gradient, from several seeds")
     cartpole.add_argument("--seeds", metavar="N", type=positive_integer, default=5, help="seeds 0 … N−1 (default: 5)")

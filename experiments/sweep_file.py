@@ -6,7 +6,6 @@ experiment: the problem's configuration file with the overrides of the problem a
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
-from experiments.config import Config, HalfOpenFraction, OptimizerName, Section
+from experiments.config import Config, OptimizerName
 from experiments.config_file import load_config
 from experiments.errors import ConfigError
+from experiments.section import FolderName, HalfOpenFraction, NonEmptySeeds, Section, slug
 from experiments.settings_file import load_settings
 
 Label = Annotated[str, Field(pattern=r"[A-Za-z0-9]")]  # its letters and digits become the name of a folder
@@ -55,8 +55,8 @@ class Sweep(Section):
     training set is held out while tuning, and only then.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes the name of a folder
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    name: FolderName
+    seeds: NonEmptySeeds
     tuning_seeds: tuple[NonNegativeInt, ...] = ()
     tune_by: Literal["train_loss", "validation_loss"] = "validation_loss"
     validation_fraction: HalfOpenFraction = 0.0
@@ -64,7 +64,7 @@ class Sweep(Section):
     rows: Annotated[tuple[Setting, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
-        folders = [_slug(f"{problem.label} {row.label}") for problem in self.problems for row in self.rows]
+        folders = [slug(f"{problem.label} {row.label}") for problem in self.problems for row in self.rows]
         _require_distinct("the labels of problems and rows", folders)
         _require_distinct("seeds", self.seeds)
         _require_distinct("tuning_seeds", self.tuning_seeds)
@@ -124,7 +124,7 @@ class Cell(NamedTuple):
         """
         overrides = [*self.problem.set, f"optimizer={self.row.optimizer}", *self.row.set]
         overrides += [f"{key}={json.dumps(value)}" for key, value in self.values]
-        name = _slug(f"{self.problem.label} {self.row.label} {self.chosen}")
+        name = slug(f"{self.problem.label} {self.row.label} {self.chosen}")
         overrides += [f"name={json.dumps(name)}", f"seed={seed}"]
         if validation_fraction:
             overrides.append(f"problem.data.validation_fraction={validation_fraction}")
@@ -163,7 +163,3 @@ def _require_distinct(what: str, values: Sequence[object]) -> None:
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"{what} must differ, but {', '.join(repeated)} comes more than once")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._").lower()

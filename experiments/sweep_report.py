@@ -10,11 +10,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.recording import read_json
+from experiments.recording import described_environment
 from experiments.sweep import Line
 from experiments.sweep_file import Sweep
 
-_COLUMNS = ("setting", "train loss", "test accuracy", "diverged", "steps", "products", "seconds")
+_COLUMNS = ("setting", "train loss", "test metric", "diverged", "steps", "products", "seconds")
 _WIDTH = 120
 
 
@@ -83,7 +83,7 @@ def _edges(lines: Sequence[Line]) -> list[str]:
 def _numbers(line: Line) -> list[str]:
     return [
         _spread(line, "train_loss", "{:.3g}"),
-        _spread(line, "test_accuracy", "{:.2%}"),
+        _spread(line, f"test_{line.results[0].summary['metric']}", line.results[0].summary["metric_format"]),
         f"{line.diverged} of {len(line.results)}",
         f"{_median(line, 'steps'):,.0f}",
         f"{_median(line, 'products'):,.0f}",
@@ -117,13 +117,7 @@ def _versions(lines: Sequence[Line]) -> list[str]:
     results = [
         result for line in lines for runs in (line.results, *(t.results for t in line.trials)) for result in runs
     ]
-    environments = (read_json(result.folder / "environment.json") for result in results)
-    described = [
-        f"Python {found['python']}, {', '.join(f'{name} {version}' for name, version in found['packages'].items())}, "
-        f"source {found.get('source', 'unknown')}, on {found['device']} ({found['system']}, {found['architecture']})"
-        for found in environments
-    ]
-    return list(dict.fromkeys(described))
+    return list(dict.fromkeys(described_environment(result.folder) for result in results))
 
 
 def _mixture(lines: Sequence[Line]) -> list[str]:

@@ -1,20 +1,26 @@
-"""A problem small enough to train in a second, as the YAML a user would write."""
+"""A problem small enough to train in a second, as the YAML a user would write; and runs that train nothing."""
 
+import json
 import signal
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from experiments import pool
 from experiments.config_file import load_config
-from experiments.problems.problem import build_problem
-from experiments.runner import build_plan
+from experiments.problems.build import build_problem
+from experiments.runner import Result, build_plan
 from experiments.training import Accounts, train
 
+ROOT = Path(__file__).parents[2]
 SMALL = """
 name: small
 problem:
+  family: classification
   data: {name: digits, train_examples: 200}
   model: {kind: mlp, hidden: [8], activation: tanh}
   l2: 1.0e-2
@@ -68,3 +74,44 @@ def recorded_run(plan) -> list[tuple[dict, Accounts]]:
 
 def rows(plan) -> list[dict]:
     return [row for row, _ in recorded_run(plan)]
+
+
+@contextmanager
+def in_this_process(jobs, compiled):
+    """Stands in for the workers where it does not matter who runs."""
+
+    class Pool:
+        def submit(self, function, *arguments):
+            future = Future()
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+    yield Pool()
+
+
+def untrained(losses, source_changes_at=None):
+    """Stands in for `run` where no training is needed: losses(config) is what the summary holds; one seed may have been
+    run by older code."""
+    found = {"python": "3", "packages": {}, "device": "none", "system": "none", "architecture": "none", "cpus": 0}
+
+    def run(config, *, runs, **arguments):
+        found["source"] = "older" if config.seed == source_changes_at else "newer"
+        folder = runs / config.name / f"seed{config.seed}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"step": 0, "train_loss": 2.0}\n')
+        (folder / "environment.json").write_text(json.dumps(found))
+        costs = {"status": "finished", "steps": 1, "products": 0, "seconds": 0.0}
+        costs |= {"metric": "accuracy", "metric_format": "{:.2%}", "test_accuracy": 0.9}
+        return Result(folder, costs | losses(config))
+
+    return run
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Call it with `losses` of `untrained`: sweeps then train nothing, and start no process."""
+    monkeypatch.setattr(pool, "_processes", in_this_process)
+    return lambda losses, **older: monkeypatch.setattr(pool, "run", untrained(losses, **older))

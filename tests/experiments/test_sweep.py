@@ -1,7 +1,6 @@
 """A sweep: its file, its runs in processes of their own, what it tunes, and its table."""
 
 import io
-import json
 import os
 import re
 import signal
@@ -9,25 +8,21 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from experiments import sweep as module
+from experiments import pool, runner
 from experiments.__main__ import main
 from experiments.config_file import load_config
 from experiments.errors import RunError
 from experiments.recording import read_metrics, read_summary
-from experiments.runner import Result
 from experiments.sweep import sweep
 from experiments.sweep_file import cells, load_sweep
 from experiments.sweep_report import markdown, report
-from tests.experiments.conftest import SMALL
+from tests.experiments.conftest import ROOT, SMALL
 
-ROOT = Path(__file__).parents[2]
 SWEEP = """
 name: tiny
 seeds: [0, 1]
@@ -43,46 +38,6 @@ rows:
     problems: [MLP]
     tune: {optimizers.adam.learning_rate: [1.0e-5, 1.0e-2, 1.0e+3]}
 """
-
-
-@contextmanager
-def in_this_process(jobs, compiled):
-    """Stands in for the workers where it does not matter who runs."""
-
-    class Pool:
-        def submit(self, function, *arguments):
-            future = Future()
-            try:
-                future.set_result(function(*arguments))
-            except Exception as error:
-                future.set_exception(error)
-            return future
-
-    yield Pool()
-
-
-def untrained(losses, source_changes_at=None):
-    """Stands in for `run` where no training is needed: losses(config) is what the summary holds; one seed may have been
-    run by older code."""
-    found = {"python": "3", "packages": {}, "device": "none", "system": "none", "architecture": "none"}
-
-    def run(config, *, runs, **arguments):
-        found["source"] = "older" if config.seed == source_changes_at else "newer"
-        folder = runs / config.name / f"seed{config.seed}"
-        folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text('{"step": 0, "train_loss": 2.0}\n')
-        (folder / "environment.json").write_text(json.dumps(found))
-        costs = {"status": "finished", "steps": 1, "products": 0, "seconds": 0.0, "test_accuracy": 0.9}
-        return Result(folder, costs | losses(config))
-
-    return run
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Call it with `losses` of `untrained`: sweeps then train nothing, and start no process."""
-    monkeypatch.setattr(module, "_workers", in_this_process)
-    return lambda losses, **older: monkeypatch.setattr(module, "run", untrained(losses, **older))
 
 
 @pytest.fixture
@@ -125,7 +80,7 @@ def test_every_cell_is_run_from_every_seed(swept):
 def test_a_run_is_the_run_of_its_configuration(swept, console, tmp_path):
     settings, lines, _, _ = swept
     config = load_config(settings.problems[0].config, ["problem.l2=0", "optimizers.adam.learning_rate=0.01", "seed=1"])
-    alone = module.run(config, runs=tmp_path, console=console)
+    alone = runner.run(config, runs=tmp_path, console=console)
     rows = read_metrics(lines[1].results[1].folder)
     expected = read_metrics(alone.folder)
     # One core adds up in another order than several.
@@ -186,8 +141,8 @@ def test_a_table_of_runs_by_different_code_says_so(stand_in, sweep_file, tmp_pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are bound to cores on Linux alone")
 def test_a_worker_has_one_core(tmp_path):
-    with module._workers(1, tmp_path) as pool:
-        assert len(pool.submit(os.sched_getaffinity, 0).result()) == 1
+    with pool._processes(1, tmp_path) as processes:
+        assert len(processes.submit(os.sched_getaffinity, 0).result()) == 1
 
 
 def test_seeds_share_what_is_compiled(swept):
@@ -283,7 +238,7 @@ def test_an_error_names_its_cell(stand_in, sweep_file, tmp_path, console):
 
 
 def test_a_worker_that_dies_names_what_it_ran(sweep_file, tmp_path, console, monkeypatch):
-    monkeypatch.setattr(module, "_submit", lambda pool, function, *arguments: pool.submit(os._exit, 1))
+    monkeypatch.setattr(pool, "_submit", lambda processes, function, *arguments: processes.submit(os._exit, 1))
     with pytest.raises(RunError, match=r"a process died.*MLP: Adam \(learning_rate 1e-05\), seed 100"):
         sweep(load_sweep(sweep_file), runs=tmp_path, console=console, jobs=1)
 
