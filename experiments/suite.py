@@ -1,0 +1,103 @@
+"""`python -m experiments compare configs/compare/*.yaml`: hessian_free at its defaults beside tuned baselines.
+
+Every row of every comparison runs from every seed, each run in a process with a core of its own, and what the runs say
+becomes one page. Finished runs are reused and begun ones continued, so the same command goes on after an interruption
+and ends with the same page.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from experiments.errors import DataError
+from experiments.pool import COMPILED, Task, Workers, pool
+from experiments.problems.build import build_problem
+from experiments.runner import Result
+from experiments.suite_file import (
+    TUNED,
+    Comparison,
+    Row,
+    config_of,
+    load_baselines,
+    load_comparison,
+    load_tuned,
+    ours,
+    taking_part,
+)
+from experiments.suite_measures import Entry, Outcome, curve_of
+
+_QUICK_SEEDS = 1
+
+
+class Suite(NamedTuple):
+    """What a page is made of. missing: comparisons that could not run for want of data, with the reason."""
+
+    outcomes: list[Outcome]
+    missing: dict[str, str]
+    quick: bool
+
+
+def run_suite(
+    paths: Sequence[str],
+    *,
+    runs: Path,
+    console: Console,
+    quick: bool = False,
+    jobs: int | None = None,
+    data_dir: str | None = None,
+    tuned: Path = TUNED,
+) -> Suite:
+    """Runs every comparison.
+
+    Args:
+      paths: files of comparisons, in the order of the page.
+      runs: the folder of all runs; those of a comparison go into the folder of its name.
+      quick: one seed, and a small share of every budget.
+      jobs: how many runs at a time; None: one a usable core.
+
+    Raises:
+      ExperimentError: a file is wrong, a baseline is not tuned, or a run failed; the message names it.
+    """
+    comparisons, baselines = [load_comparison(path) for path in paths], load_baselines()
+    rows = {
+        one.name: [ours(one), *load_tuned(one, taking_part(one, baselines), tuned)] for one in comparisons
+    }  # before anything runs
+    missing = {}
+    outcomes = []
+    folder = runs / ("quick" if quick else "compare")
+    with pool(
+        jobs, compiled=runs / COMPILED, console=console, name="compare", kind="comparison", data_dir=data_dir
+    ) as workers:
+        workers.expect(sum(len(rows[one.name]) * len(_seeds(one, quick)) for one in comparisons))
+        for one in comparisons:
+            try:
+                build_problem(one.problem, data_dir)
+            except DataError as error:
+                missing[one.title] = str(error)
+                console.print(f"{one.title}: not run, for want of its data", style="yellow")
+                continue
+            outcomes.append(_outcome(one, rows[one.name], workers, folder / one.name, quick))
+    return Suite(outcomes, missing, quick)
+
+
+def _seeds(comparison: Comparison, quick: bool) -> tuple[int, ...]:
+    return comparison.seeds[:_QUICK_SEEDS] if quick else comparison.seeds
+
+
+def _outcome(comparison: Comparison, rows: Sequence[Row], workers: Workers, folder: Path, quick: bool) -> Outcome:
+    share = comparison.quick.share if quick else 1.0
+    # Seed by seed: the first one compiles each program, and the others find it compiled.
+    cells = [(row, seed) for seed in _seeds(comparison, quick) for row in rows]
+    tasks = [
+        Task(f"{comparison.name}: {row.label}, seed {seed}", config_of(comparison, row, seed, share=share), folder)
+        for row, seed in cells
+    ]
+    grouped: dict[str, list[Result]] = {}
+    for (row, _), result in zip(cells, workers.run(tasks), strict=True):
+        grouped.setdefault(row.label, []).append(result)
+    entries = [
+        Entry(row, grouped[row.label], [curve_of(result, comparison) for result in grouped[row.label]]) for row in rows
+    ]
+    return Outcome(comparison, entries)

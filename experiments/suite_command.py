@@ -1,0 +1,80 @@
+"""The commands `tune`, and `compare` with files of comparisons."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.arguments import positive_integer
+from experiments.errors import ConfigError
+from experiments.settings_file import read_settings
+from experiments.suite import run_suite
+from experiments.suite_page import write_page
+from experiments.tuning import main as tune
+
+PAGE = Path("runs/results")
+
+
+def is_suite(paths: list[str]) -> bool:
+    """Whether these are files of comparisons, as in configs/compare, and not an experiment with several optimizers.
+
+    Raises:
+      ConfigError: some are, some are not; or there are several experiments.
+    """
+    comparisons = ["budgets" in read_settings(Path(path)) for path in paths]
+    if any(comparisons) != all(comparisons) or (len(paths) > 1 and not any(comparisons)):
+        other = paths[comparisons.index(False)]
+        raise ConfigError(f"{other} is an experiment: give one alone, or comparisons alone (configs/compare/*.yaml)")
+    return all(comparisons)
+
+
+def compare_suite(arguments: argparse.Namespace) -> int:
+    """Runs comparisons, and writes their page."""
+    idle = {"--set": arguments.set, "--seed": arguments.seed, "--optimizers": arguments.optimizers}
+    for option, value in {**idle, "--devices": arguments.devices}.items():
+        if value:
+            raise ConfigError(f"{option} has no use with comparisons: their files say what runs")
+    console = Console()
+    suite = run_suite(
+        arguments.configs,
+        runs=arguments.runs_dir,
+        console=console,
+        quick=arguments.quick,
+        jobs=arguments.jobs,
+        data_dir=arguments.data_dir,
+    )
+    files = arguments.configs[0] if len(arguments.configs) == 1 else f"{Path(arguments.configs[0]).parent}/*.yaml"
+    command = f"python -m experiments compare {files}" + (" --quick" if arguments.quick else "")
+    write_page(suite, arguments.out, command, console)
+    return 1 if suite.missing else 0
+
+
+def add_suite_options(parser: argparse.ArgumentParser) -> None:
+    """What `compare` takes for comparisons."""
+    parser.add_argument("--quick", action="store_true", help="of comparisons: one seed and small budgets")
+    parser.add_argument("--jobs", metavar="N", type=positive_integer, help="of comparisons: runs at a time")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=PAGE, help="of comparisons: where the page goes")
+
+
+def add_tune(commands: "argparse._SubParsersAction", places: argparse.ArgumentParser) -> None:
+    """`tune`."""
+    parser = commands.add_parser("tune", parents=[places], help="choose the settings of baselines")
+    parser.add_argument("configs", metavar="COMPARISON", nargs="+", help="YAML files, such as configs/compare/*.yaml")
+    parser.add_argument(
+        "--jobs", metavar="N", type=positive_integer, help="runs at a time (default: one a usable core)"
+    )
+    parser.set_defaults(command=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    console = Console()
+    written = tune(
+        arguments.configs,
+        runs=arguments.runs_dir,
+        console=console,
+        jobs=arguments.jobs,
+        data_dir=arguments.data_dir,
+    )
+    for path in written:
+        console.print(f"tuned: {path}", highlight=False, soft_wrap=True)
+    return 0

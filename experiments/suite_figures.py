@@ -1,0 +1,120 @@
+"""Figures of a suite: each comparison against examples, gradient-equivalents and seconds; and performance profiles."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.figures import COLOURS, DASHES, blank, legend_below, tidy
+from experiments.suite_file import OURS
+from experiments.suite_measures import AXES, Entry, Outcome, measure_title, profile
+
+_INCHES = (10.0, 4.3)
+_TITLES = {
+    "examples": "examples seen",
+    "gradient_equivalents": "gradient-equivalents\n(passes over the training set)",
+    "seconds": "training time (s, one core)",
+}
+
+
+def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path:
+    """Draws the measure against the three costs: medians over the seeds as lines, ranges as bands.
+
+    Args:
+      labels: of all baselines of the suite, which fixes their colours.
+
+    Raises:
+      ExperimentError: Matplotlib is not installed.
+    """
+    figure = blank(_INCHES)
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    for entry in reversed(outcome.entries):  # hessian_free last, above the others
+        style = _style(entry.row.label, labels)
+        for panel, axis in zip(panels, AXES, strict=True):
+            x, middle, low, high = band(entry, axis)
+            panel.plot(x, middle, **style)
+            panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    for panel, axis in zip(panels, AXES, strict=True):
+        target = outcome.target
+        if target > 0 and math.isfinite(target):
+            panel.axhline(target, color="black", linewidth=0.8, linestyle=(0, (1, 3)))
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel(_TITLES[axis])
+        tidy(panel)
+    title = measure_title(outcome.comparison)
+    panels[0].set_ylabel(f"1 − {title}" if outcome.comparison.higher_is_better else title)
+    figure.suptitle(outcome.comparison.title)
+    legend_below(figure, [panels[0]], columns=4)
+    figure.savefig(path)
+    return path
+
+
+def draw_profiles(outcomes: Sequence[Outcome], labels: Sequence[str], path: Path) -> Path:
+    """Draws the share of problems whose target is reached within τ times the least cost.
+
+    Raises:
+      ExperimentError: Matplotlib is not installed.
+    """
+    figure = blank(_INCHES)
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    for panel, axis in zip(panels, AXES, strict=True):
+        curves = profile(outcomes, axis)
+        greatest = max((ratios[-1] for ratios, _ in curves.values() if len(ratios)), default=1.0)
+        for label in reversed(list(curves)):
+            ratios, shares = curves[label]
+            last = shares[-1] if len(shares) else 0.0
+            x = np.concatenate([[1.0], ratios, [2 * greatest]])
+            y = np.concatenate([[0.0], shares, [last]])
+            panel.step(x, y, where="post", **_style(label, labels))
+        panel.set_xscale("log")
+        panel.set_ylim(-0.02, 1.02)
+        panel.set_xlabel(f"τ, times the least\n{AXES[axis]}")
+        tidy(panel)
+    panels[0].set_ylabel("share of problems with the target reached")
+    legend_below(figure, [panels[0]], columns=4)
+    figure.savefig(path)
+    return path
+
+
+def band(entry: Entry, axis: str) -> tuple[np.ndarray, ...]:
+    """Costs (m,), and there the median, the least and the greatest value over the seeds.
+
+    Seeds are evaluated after the same steps; where their costs differ, as seconds do, the median cost stands for all. A
+    run that ended early, having diverged, keeps its last value.
+    """
+    length = max(len(curve.values) for curve in entry.curves)
+    extended = lambda array: np.concatenate([array, np.repeat(array[-1:], length - len(array))])  # noqa: E731
+    longest = [curve.costs[axis] for curve in entry.curves if len(curve.values) == length]
+    values = np.array([extended(curve.values) for curve in entry.curves])
+    costs = np.median(longest, axis=0)
+    shown = costs > 0  # step 0 has no place on a logarithmic axis
+    drawable = np.where(np.isfinite(values) & (values > 0), values, np.nan)[:, shown]
+    low, high = (np.array([edge(column) for column in drawable.T]) for edge in (_least, _greatest))
+    middle = np.array([np.median(column) for column in drawable.T])
+    return costs[shown], middle, low, high
+
+
+def _least(column: np.ndarray) -> float:
+    finite = column[np.isfinite(column)]
+    return float(finite.min()) if len(finite) else math.nan
+
+
+def _greatest(column: np.ndarray) -> float:
+    finite = column[np.isfinite(column)]
+    return float(finite.max()) if len(finite) else math.nan
+
+
+def _style(label: str, labels: Sequence[str]) -> dict[str, Any]:
+    if label == OURS:
+        return {"label": label, "color": "#000000", "linestyle": "-", "linewidth": 2.4, "zorder": 3}
+    i = list(labels).index(label)
+    colours = [colour for colour in COLOURS if colour != "#000000"]
+    return {
+        "label": label,
+        "color": colours[i % len(colours)],
+        "linestyle": DASHES[(i + i // len(colours)) % len(DASHES)],
+        "linewidth": 1.5,
+    }

@@ -1,0 +1,206 @@
+"""What the runs of a comparison say: values at equal time, costs of reaching a target, verdicts, performance profiles.
+
+A curve is one run seen at its evaluations. All values are made so that less is better (an accuracy a counts as 1 − a),
+and one that is not finite is ∞.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.recording import read_metrics
+from experiments.runner import Result
+from experiments.suite_file import OURS, Comparison, Row
+
+AXES = {
+    "examples": "examples seen",
+    "gradient_equivalents": "gradient-equivalents",
+    "seconds": "seconds",
+}
+TIE = "tie"
+# Values within this share of each other are called equal.
+_EQUAL = 0.02
+
+
+class Curve(NamedTuple):
+    """One run at its evaluations, from step 0 on.
+
+    costs: by the names of `AXES`, arrays (m,). values: (m,), less is better.
+    """
+
+    costs: dict[str, np.ndarray]
+    values: np.ndarray
+
+    @property
+    def final(self) -> float:
+        return float(self.values[-1])
+
+    @property
+    def seconds(self) -> float:
+        """Of all its steps."""
+        return float(self.costs["seconds"][-1])
+
+    def at(self, seconds: float) -> float:
+        """The value at the last evaluation that was there by then."""
+        reached = np.flatnonzero(self.costs["seconds"] <= seconds)
+        return float(self.values[reached[-1]])
+
+    def cost_of(self, target: float, axis: str) -> float:
+        """What it took to be at the target or below for the first time; ∞ if it never was."""
+        reached = np.flatnonzero(self.values <= target)
+        return float(self.costs[axis][reached[0]]) if len(reached) else math.inf
+
+
+class Entry(NamedTuple):
+    """One row of a comparison, with a run from each seed."""
+
+    row: Row
+    results: list[Result]
+    curves: list[Curve]
+
+    @property
+    def finals(self) -> list[float]:
+        return [curve.final for curve in self.curves]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.finals)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(curve.seconds for curve in self.curves)
+
+    def median_at(self, seconds: float) -> float:
+        return statistics.median(curve.at(seconds) for curve in self.curves)
+
+    def median_cost(self, target: float, axis: str) -> float:
+        """Median over the seeds; ∞ where half of them or more never reach the target."""
+        return statistics.median_high([curve.cost_of(target, axis) for curve in self.curves])
+
+
+class Outcome(NamedTuple):
+    """A comparison whose runs are there; entries: hessian_free first."""
+
+    comparison: Comparison
+    entries: list[Entry]
+
+    @property
+    def ours(self) -> Entry:
+        return next(entry for entry in self.entries if entry.row.label == OURS)
+
+    @property
+    def baselines(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.row.label != OURS]
+
+    @property
+    def best_baseline(self) -> Entry:
+        """That of the least median at the end of its budget."""
+        return min(self.baselines, key=lambda entry: (entry.median, entry.seconds))
+
+    @property
+    def target(self) -> float:
+        """The given one, or what the best baseline reached from every seed."""
+        given = self.comparison.target
+        if given is not None:
+            return less_is_better(given, self.comparison.higher_is_better)
+        return max(self.best_baseline.finals)
+
+
+class Verdict(NamedTuple):
+    """winner: a label, or `TIE`. text: one or two sentences with the numbers."""
+
+    winner: str
+    text: str
+
+
+def less_is_better(value: float, higher_is_better: bool) -> float:
+    """``value``, or 1 − value of a share that is to be large; ∞ for what is not finite."""
+    if not math.isfinite(value):
+        return math.inf
+    return 1 - value if higher_is_better else value
+
+
+def curve_of(result: Result, comparison: Comparison) -> Curve:
+    """The evaluations of a run."""
+    rows = [row for row in read_metrics(result.folder) if comparison.measure in row]
+    return Curve(
+        {axis: np.array([row[axis] for row in rows], float) for axis in AXES},
+        np.array([less_is_better(row[comparison.measure], comparison.higher_is_better) for row in rows]),
+    )
+
+
+def measure_title(comparison: Comparison) -> str:
+    """The measure as a person reads it: 'test accuracy'."""
+    return comparison.measure.replace("_", " ")
+
+
+def measure_text(comparison: Comparison, value: float) -> str:
+    """A value of a curve as a person reads it: shares in percent, as they were before they became less-is-better."""
+    if math.isinf(value):
+        return "diverged"
+    return f"{1 - value:.2%}" if comparison.higher_is_better else f"{value:.3g}"
+
+
+def verdict(outcome: Outcome) -> Verdict:
+    """Who has the least value at equal time.
+
+    Each baseline is taken at the end of its schedule, and hessian_free at that time or at its own end, whichever is
+    earlier: a baseline is never cut off.
+    """
+    comparison, ours, best = outcome.comparison, outcome.ours, outcome.best_baseline
+    rival, here = best.row.label, ours.median_at(best.seconds)
+    at_end, in_time, theirs = (measure_text(comparison, value) for value in (ours.median, here, best.median))
+    seconds = f"{seconds_text(ours.seconds)} s against {seconds_text(best.seconds)} s"
+    overlap = " The ranges over the seeds overlap." if _overlap(ours.finals, best.finals) else ""
+    name = measure_title(comparison)
+    if _equal(here, best.median):
+        return Verdict(TIE, f"A tie of hessian_free and {rival}: {name} {at_end} against {theirs}, in {seconds}.")
+    if here < best.median:
+        count = len(outcome.baselines)
+        beaten = sum(ours.median_at(entry.seconds) < entry.median for entry in outcome.baselines)
+        ahead = "every baseline" if beaten == count else f"{beaten} of {count} baselines"
+        text = f"hessian_free wins: {name} {in_time} against {theirs} of {rival} at equal time, ahead of {ahead}."
+        return Verdict(OURS, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
+    text = f"{rival} wins here: {name} {theirs} against {in_time} at equal time."
+    if ours.median < best.median and not _equal(ours.median, best.median):
+        times = ours.seconds / best.seconds
+        return Verdict(rival, f"{text} hessian_free ends better, at {at_end}, after {times:.1f} times the seconds.")
+    return Verdict(rival, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
+
+
+def _overlap(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    return max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
+
+
+def _equal(a: float, b: float) -> bool:
+    return a == b or (math.isfinite(a) and math.isfinite(b) and abs(a - b) <= _EQUAL * max(abs(a), abs(b)))
+
+
+def seconds_text(value: float) -> str:
+    """Seconds as a person reads them."""
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def profile(outcomes: Sequence[Outcome], axis: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Performance profiles: for each label, ratios τ and the share of problems solved within τ times the least cost.
+
+    A problem counts for the optimizers that took part in it; one that nobody solved counts for all of them as unsolved.
+    Source: Dolan & Moré, "Benchmarking optimization software with performance profiles", Mathematical Programming 2002.
+
+    Returns:
+      label -> (ratios (k,), ascending and finite, shares (k,)).
+    """
+    ratios: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.entries}
+        least = min(costs.values())
+        for label, cost in costs.items():
+            ratios.setdefault(label, []).append(cost / least if math.isfinite(cost) else math.inf)
+    found = {}
+    for label, values in ratios.items():
+        solved = np.sort([value for value in values if math.isfinite(value)])
+        found[label] = (solved, np.arange(1, len(solved) + 1) / len(values))
+    return found

@@ -1,0 +1,161 @@
+"""The page of a suite: verdicts, performance profiles, and for each comparison a table and a figure."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.readable import metric_of, metric_title
+from experiments.recording import described_environment
+from experiments.report_page import Page
+from experiments.suite import Suite
+from experiments.suite_figures import draw_comparison, draw_profiles
+from experiments.suite_file import OURS, load_baselines, title_of
+from experiments.suite_measures import (
+    TIE,
+    Entry,
+    Outcome,
+    Verdict,
+    measure_text,
+    measure_title,
+    seconds_text,
+    verdict,
+)
+
+_METHOD = """
+hessian_free runs at its defaults, the same on every problem. Every baseline is tuned on every problem: a grid of
+learning rates and one more number, extended where the best is at an edge, by successive halving with the same budget
+for each trial and with seeds that are not those of the comparison (configs/tuned). The learning rates of first-order
+methods fall to zero along a cosine, but for SGD where tuning preferred a constant one. A gradient-equivalent is one
+gradient of the whole training set, or one curvature-vector product on it; evaluations of the loss alone are not
+counted, but their seconds are. Seconds are those of the steps, on one core; compilation and evaluations of whole sets
+are apart. A verdict compares medians over the seeds at equal time: each baseline at the end of its schedule,
+hessian_free at that time or at its own end, whichever is earlier. The target of a problem is, if none is given, what
+the best baseline reached from every seed.
+"""
+
+
+def write_page(suite: Suite, out: Path, command: str, console: Console) -> tuple[Path, Path]:
+    """Writes `index.md` with its figures and the self-contained `index.html` into a folder; returns both paths.
+
+    Args:
+      suite: the outcomes.
+      out: the folder.
+      command: what made them, for the page.
+
+    Raises:
+      ExperimentError: Matplotlib is not installed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    labels = [baseline.label for baseline in load_baselines()]
+    verdicts = [verdict(outcome) for outcome in suite.outcomes]
+    title = "Results, quick edition" if suite.quick else "Results"
+    page = Page(title, f"hessian_free at its defaults beside tuned baselines. Made by `{command}`.")
+    if suite.quick:
+        page.paragraph("One seed and a small share of every budget: this shows that everything runs, and little else.")
+    _summary(page, suite, verdicts)
+    if suite.outcomes:
+        page.figure(
+            draw_profiles(suite.outcomes, labels, out / "profiles.png"),
+            "Share of problems whose target is reached within τ times the least cost of any optimizer "
+            "(performance profiles of Dolan and Moré); higher is better.",
+        )
+    page.paragraph(" ".join(_METHOD.split()))
+    for outcome, found in zip(suite.outcomes, verdicts, strict=True):
+        _section(page, outcome, found, labels, out)
+    for name, reason in suite.missing.items():
+        page.heading(name)
+        page.paragraph(f"Not run: {reason}", kind="verdict")
+    footer = _footer(suite)
+    paths = page.write_markdown(out / "index.md", footer), page.write(out / "index.html", footer)
+    for outcome, found in zip(suite.outcomes, verdicts, strict=True):
+        console.print(f"[bold]{outcome.comparison.title}[/]: {found.text}", highlight=False, soft_wrap=True)
+    console.print(f"page: {paths[0]} and {paths[1]}", highlight=False, soft_wrap=True)
+    return paths
+
+
+def _summary(page: Page, suite: Suite, verdicts: Sequence[Verdict]) -> None:
+    wins = Counter(found.winner for found in verdicts)
+    others = wins.total() - wins[OURS] - wins[TIE]
+    count = f"Of {wins.total()} problems, "
+    counted = f"{count}hessian_free wins {wins[OURS]} at equal time, ties {wins[TIE]} and loses {others}."
+    page.paragraph(counted + (f" {len(suite.missing)} could not run for want of data." if suite.missing else ""))
+    columns = ("problem", "measure", "hessian_free", "best baseline", "", "winner at equal time", "time ratio")
+    rows = []
+    for outcome, found in zip(suite.outcomes, verdicts, strict=True):
+        best, comparison = outcome.best_baseline, outcome.comparison
+        ours = measure_text(comparison, outcome.ours.median)
+        theirs = measure_text(comparison, best.median)
+        ratio = f"{outcome.ours.seconds / best.seconds:.2g}"
+        rows.append((comparison.title, measure_title(comparison), ours, theirs, best.row.label, found.winner, ratio))
+    page.table(columns, rows)
+    page.paragraph("The time ratio is that of whole runs, hessian_free to the best baseline.")
+
+
+def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str], out: Path) -> None:
+    comparison = outcome.comparison
+    page.heading(comparison.title)
+    page.paragraph(comparison.about)
+    page.paragraph(found.text, kind="verdict")
+    picture = draw_comparison(outcome, labels, out / f"{comparison.name}.png")
+    page.figure(
+        picture,
+        f"{comparison.title}: {measure_title(comparison)}, median and range over {len(outcome.ours.results)} seeds, "
+        "against examples, gradient-equivalents and seconds. The dotted line is the target.",
+    )
+    rows = [_cells(outcome, entry) for entry in outcome.entries]
+    page.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    tuned = "; ".join(f"{e.row.label}: {title_of(e.row.tuned)}" for e in outcome.baselines if e.row.tuned)
+    seeds = ", ".join(str(seed) for seed in (result.summary["seed"] for result in outcome.ours.results))
+    page.paragraph(
+        f"Seeds {seeds}. Target: {measure_title(comparison)} {measure_text(comparison, outcome.target)}. "
+        f"{outcome.ours.results[0].summary['parameters']:,} parameters. Tuned settings: {tuned}."
+    )
+    page.paragraph(f"Reference: {comparison.reference}")
+
+
+def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
+    """One row of the table, by the titles of its columns; what is there twice is shown once."""
+    comparison, summaries = outcome.comparison, [result.summary for result in entry.results]
+    of = lambda name: statistics.median_high([summary[name] for summary in summaries])  # noqa: E731
+    text = lambda value: measure_text(comparison, value)  # noqa: E731
+    finals = sorted(entry.finals, reverse=comparison.higher_is_better)
+    to_target = entry.median_cost(outcome.target, "seconds")
+    there = sum(math.isfinite(curve.cost_of(outcome.target, "seconds")) for curve in entry.curves)
+    return {
+        "optimizer": entry.row.label,
+        measure_title(comparison): text(entry.median),
+        "best … worst": f"{text(finals[0])} … {text(finals[-1])}",
+        "train loss": f"{of('train_loss'):.3g}",
+        metric_title(summaries[0]): _median_metric(summaries),
+        "steps": f"{of('steps'):,}",
+        "examples": f"{statistics.median(curve.costs['examples'][-1] for curve in entry.curves):,.0f}",
+        "gradient-eq.": f"{of('gradient_equivalents'):,.0f}",
+        "seconds": seconds_text(entry.seconds),
+        "compiling (s)": seconds_text(summaries[0]["compile_seconds"]),
+        "to target (s)": seconds_text(to_target) if math.isfinite(to_target) else "–",
+        "seeds there": f"{there} of {len(entry.curves)}",
+    }
+
+
+def _median_metric(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """On the test set, over the seeds."""
+    values = [value for _, value in map(metric_of, summaries) if value is not None]
+    text: str = summaries[0]["metric_format"]
+    return text.format(statistics.median(values))
+
+
+def _footer(suite: Suite) -> str:
+    environments = dict.fromkeys(
+        described_environment(result.folder)
+        for outcome in suite.outcomes
+        for entry in outcome.entries
+        for result in entry.results
+    )
+    mixed = " These runs were made in several environments." if len(environments) > 1 else ""
+    return f"Written on {date.today().isoformat()}. {'; '.join(environments)}.{mixed}"

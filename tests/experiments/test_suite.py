@@ -1,0 +1,163 @@
+"""Comparisons end to end: tuned, run, and written as one page, also when they are killed again and again."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import suite
+from experiments.__main__ import main
+from experiments.errors import DataError
+from experiments.recording import read_metrics
+from tests.experiments.conftest import ROOT
+
+COMPARISON = """
+name: {name}
+title: Tiny {name}
+about: A trial.
+reference: None.
+problem:
+  family: classification
+  data: {{name: digits, train_examples: 100}}
+  model: {{kind: mlp, hidden: [4], activation: tanh}}
+budgets:
+  hessian_free: {{steps: {steps}}}
+  first_order: {{steps: {steps}, batches: {{gradient: 50}}}}
+seeds: [0, 1]
+"""
+BASELINES = """
+baselines:
+  - {label: Adam, optimizer: adam, set: {schedule: cosine}, tune: {learning_rate: [0.01]}}
+  - {label: SGD, optimizer: sgd, tune: {learning_rate: [0.1]}}
+"""
+TUNED = """
+baselines:
+- {label: Adam, chosen: {learning_rate: 0.01}}
+- {label: SGD, chosen: {learning_rate: 0.1}}
+"""
+TIMES = ("seconds", "compiling (s)", "to target (s)", "time ratio", "winner at equal time", "best baseline", "")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with two comparisons, tuned, as the current one."""
+    for name in ("one", "two"):
+        path = tmp_path / "configs/compare" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(COMPARISON.format(name=name, steps=6 if name == "one" else 8), encoding="utf-8")
+        (tmp_path / "configs/tuned").mkdir(exist_ok=True)
+        (tmp_path / "configs/tuned" / f"{name}.yaml").write_text(TUNED, encoding="utf-8")
+    (tmp_path / "configs/baselines.yaml").write_text(BASELINES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compare(folder: str, *options: str) -> list[str]:
+    files = ["configs/compare/one.yaml", "configs/compare/two.yaml"]
+    return ["compare", *files, "--runs-dir", folder, "--out", f"{folder}/page", "--jobs", "1", *options]
+
+
+def without_times(page: str) -> list[list[str]]:
+    """The cells of all tables, but those that hold times or depend on them."""
+    kept: list[list[str]] = []
+    header: list[str] = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            header = []
+        elif not header:
+            header = cells
+        elif not cells[0].startswith("---"):
+            kept.append([cell for name, cell in zip(header, cells, strict=True) if name not in TIMES])
+    return kept
+
+
+def recorded(folder: Path) -> dict[str, list[dict]]:
+    """The metrics of all runs without their times, by the path of the run."""
+    runs = sorted(folder.glob("compare/*/*/*/summary.json"))
+    return {
+        str(path.parent.relative_to(folder)): [
+            {name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(path.parent)
+        ]
+        for path in runs
+    }
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_five_times_ends_with_the_page_of_one_that_was_left_alone(project):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "experiments", *compare("killed")]
+    pause = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(pause.uniform(4, 14))
+        process.send_signal(pause.choice([signal.SIGKILL, signal.SIGINT]))
+        process.wait(timeout=60)
+    subprocess.run(command, env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    assert main(compare("alone")) == 0
+    assert recorded(project / "killed") == recorded(project / "alone")
+    assert len(recorded(project / "alone")) == 2 * 3 * 2
+    killed, alone = ((project / name / "page/index.md").read_text() for name in ("killed", "alone"))
+    assert without_times(killed) == without_times(alone)
+    assert len(without_times(alone)) == 2 + 2 * 3
+
+
+@pytest.mark.slow
+def test_the_page_says_who_won_with_what_and_where(project, capsys):
+    assert main(compare("runs")) == 0
+    printed = capsys.readouterr().out
+    page = (project / "runs/page/index.md").read_text()
+    for name in ("one", "two"):
+        assert f"## Tiny {name}" in page
+        assert (project / f"runs/page/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(re.findall(r"^> ", page, re.MULTILINE)) == 2
+    for part in (
+        "Adam: learning_rate 0.01",
+        "Seeds 0, 1.",
+        "Reference: None.",
+        "jax",
+        "Made by `python -m experiments",
+    ):
+        assert part in page
+    html = (project / "runs/page/index.html").read_text()
+    assert html.count("data:image/png;base64,") == 3
+    assert "<img" in html
+    assert "Tiny one:" in printed
+    assert main(compare("runs")) == 0  # everything is there: nothing runs again
+    assert (project / "runs/page/index.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_the_quick_edition_has_one_seed_and_a_tenth_of_the_steps_and_says_so(project):
+    assert main(compare("runs", "--quick")) == 0
+    assert "quick edition" in (project / "runs/page/index.md").read_text()
+    runs = sorted((project / "runs/quick").glob("*/*/*"))
+    assert len(runs) == 2 * 3
+    assert {read_metrics(run)[-1]["step"] for run in runs} == {1}
+
+
+def test_a_problem_without_its_data_is_named_on_the_page_and_in_the_exit_code(project, capsys, monkeypatch):
+    def absent(*_):
+        raise DataError("MNIST was not found. Put it there.")
+
+    monkeypatch.setattr(suite, "build_problem", absent)
+    command = ["compare", "configs/compare/one.yaml", "--runs-dir", "runs", "--out", "page", "--jobs", "1"]
+    assert main(command) == 1
+    page = (project / "page/index.md").read_text()
+    assert "## Tiny one" in page
+    assert "Not run: MNIST was not found" in page
+    assert "for want of its data" in capsys.readouterr().out
+
+
+def test_options_that_mean_nothing_for_comparisons_are_refused(project, capsys):
+    assert main(compare("runs", "--seed", "3")) == 2
+    assert "--seed has no use with comparisons" in capsys.readouterr().err
+    (project / "plain.yaml").write_text("name: x\n", encoding="utf-8")
+    assert main(["compare", "configs/compare/one.yaml", "plain.yaml"]) == 2
+    assert "plain.yaml is an experiment" in capsys.readouterr().err

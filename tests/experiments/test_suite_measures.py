@@ -1,0 +1,129 @@
+"""What is said of the runs of a comparison: values at equal time, costs of targets, verdicts, performance profiles."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from experiments.settings_file import check_settings
+from experiments.suite_figures import band
+from experiments.suite_file import OURS, Comparison, Row
+from experiments.suite_measures import TIE, Curve, Entry, Outcome, less_is_better, profile, verdict
+
+COMPARISON = check_settings(
+    TypeAdapter(Comparison),
+    {
+        "name": "one",
+        "title": "One",
+        "about": "",
+        "reference": "",
+        "problem": {
+            "family": "classification",
+            "data": {"name": "digits"},
+            "model": {"kind": "mlp", "hidden": [4]},
+        },
+        "budgets": {"hessian_free": {"steps": 4}, "first_order": {"steps": 4}},
+    },
+    "the test",
+)
+
+
+def curve(*values, seconds=1.0):
+    """A value before the first step and one after each; a step takes so many seconds, one example and two gradients."""
+    steps = np.arange(len(values), dtype=float)
+    return Curve({"examples": steps, "gradient_equivalents": 2 * steps, "seconds": seconds * steps}, np.array(values))
+
+
+def entry(label, *curves):
+    return Entry(Row(label, "adam", {}, {}), [], list(curves))
+
+
+def outcome(ours, **baselines):
+    entries = [entry(OURS, *ours), *(entry(label, *curves) for label, curves in baselines.items())]
+    return Outcome(COMPARISON, entries)
+
+
+def test_a_curve_knows_its_value_at_a_time_and_what_a_target_took():
+    one = curve(4.0, 2.0, 3.0, 1.0, seconds=0.5)
+    assert (one.final, one.seconds) == (1.0, 1.5)
+    assert [one.at(t) for t in (0.0, 0.49, 0.5, 1.2, 9.0)] == [4.0, 4.0, 2.0, 3.0, 1.0]
+    assert [one.cost_of(target, "gradient_equivalents") for target in (4.0, 2.0, 1.5)] == [0.0, 2.0, 6.0]
+    assert one.cost_of(0.5, "seconds") == math.inf
+
+
+def test_half_of_the_seeds_beside_the_target_make_the_median_cost_infinite():
+    there, not_there = curve(2.0, 1.0), curve(2.0, 2.0)
+    assert entry("a", there, there, not_there).median_cost(1.0, "seconds") == 1.0
+    assert entry("a", there, not_there).median_cost(1.0, "seconds") == math.inf
+
+
+def test_accuracies_turn_into_errors_and_what_is_not_finite_is_the_worst():
+    assert less_is_better(0.9, True) == pytest.approx(0.1)
+    assert less_is_better(0.9, False) == 0.9
+    assert less_is_better(math.nan, False) == less_is_better(math.nan, True) == math.inf
+
+
+def test_the_target_is_what_the_best_baseline_reached_from_every_seed_unless_it_is_given():
+    found = outcome([curve(9.0, 0.1)], A=[curve(9.0, 1.0), curve(9.0, 3.0), curve(9.0, 2.0)], B=[curve(9.0, 5.0)])
+    assert found.best_baseline.row.label == "A"
+    assert found.target == 3.0
+    assert found._replace(comparison=replace(COMPARISON, target=0.5)).target == 0.5
+    assert found._replace(comparison=replace(COMPARISON, target=0.75, higher_is_better=True)).target == 0.25
+
+
+class TestVerdict:
+    def test_less_in_the_same_time_wins(self):
+        found = verdict(outcome([curve(9.0, 1.0, 0.5)], A=[curve(9.0, 5.0, 2.0)], B=[curve(9.0, 3.0, 3.0)]))
+        assert found.winner == OURS
+        assert "0.5 against 2 of A at equal time, ahead of every baseline" in found.text
+
+    def test_less_after_more_time_does_not(self):
+        found = verdict(outcome([curve(9.0, 4.0, 0.5, seconds=2.0)], A=[curve(9.0, 5.0, 2.0)]))
+        assert found.winner == "A"
+        assert "A wins here: train loss 2 against 4 at equal time" in found.text
+        assert "hessian_free ends better, at 0.5, after 2.0 times the seconds" in found.text
+
+    def test_more_loses_and_the_same_ties(self):
+        assert verdict(outcome([curve(9.0, 3.0)], A=[curve(9.0, 2.0)])).winner == "A"
+        assert verdict(outcome([curve(9.0, 2.02)], A=[curve(9.0, 2.0)])).winner == TIE
+
+    def test_a_baseline_is_never_cut_off(self):
+        """It takes ten times as long and is better at its end alone: that counts."""
+        found = verdict(outcome([curve(9.0, 1.0)], A=[curve(9.0, 5.0, 0.5, seconds=5.0)]))
+        assert found.winner == "A"
+
+    def test_a_diverged_baseline_is_beaten(self):
+        assert verdict(outcome([curve(9.0, 1.0)], A=[curve(9.0, math.inf)])).winner == OURS
+
+    def test_ranges_that_overlap_are_pointed_out(self):
+        ours = [curve(9.0, value) for value in (1.0, 1.1, 3.0)]
+        assert "ranges over the seeds overlap" in verdict(outcome(ours, A=[curve(9.0, 2.0)] * 3)).text
+        assert "overlap" not in verdict(outcome(ours[:2], A=[curve(9.0, 2.0)] * 3)).text
+
+
+def test_a_performance_profile_counts_problems_within_a_multiple_of_the_least_cost():
+    """Costs of the target: ours 1, 4, never; A 2, 1, never; B (in one problem alone) 8."""
+    cost = lambda steps: [curve(*[9.0] * steps, 1.0)] if steps else [curve(9.0, 9.0)]  # noqa: E731
+    problems = [
+        outcome(cost(1), A=cost(2), B=cost(8)),
+        outcome(cost(4), A=cost(1)),
+        outcome(cost(0), A=cost(0)),
+    ]
+    comparison = replace(COMPARISON, target=1.0)
+    found = profile([one._replace(comparison=comparison) for one in problems], "examples")
+    expected = {OURS: ([1, 4], [1 / 3, 2 / 3]), "A": ([1, 2], [1 / 3, 2 / 3]), "B": ([8], [1])}
+    assert found.keys() == expected.keys()
+    for label, (ratios, shares) in expected.items():
+        np.testing.assert_allclose(found[label][0], ratios)
+        np.testing.assert_allclose(found[label][1], shares)
+
+
+def test_a_band_has_medians_and_ranges_and_leaves_out_what_no_logarithm_shows():
+    runs = [curve(9.0, 3.0, 1.0), curve(9.0, 5.0, math.inf), curve(9.0, 4.0)]
+    x, middle, low, high = band(entry("a", *runs), "seconds")
+    np.testing.assert_array_equal(x, [1.0, 2.0])
+    np.testing.assert_array_equal(low, [3.0, 1.0])
+    np.testing.assert_array_equal(high, [5.0, 4.0])
+    assert middle[0] == 4.0
