@@ -4,10 +4,11 @@ All take `value`, `grad` and `value_fn` as extra arguments; the first-order ones
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import hfopt
@@ -46,43 +47,64 @@ def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch
     match settings:
         case config.HessianFree():
             return _hessian_free(settings, total_steps, steps_per_epoch)
-        case config.AdamW():  # before Adam, which it is one of
-            rate = _learning_rate(settings, total_steps)
-            moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
-            return _first_order(optax.adamw(rate, weight_decay=settings.weight_decay, **moments))
-        case config.Muon():
-            return _first_order(_muon(settings, total_steps))
+        case config.FirstOrder():
+            return _first_order(settings, total_steps)
         case config.LBFGS():
             return _lbfgs(settings)
-        case config.Adam():
-            rate = _learning_rate(settings, total_steps)
-            return _first_order(optax.adam(rate, b1=settings.b1, b2=settings.b2, eps=settings.eps))
-        case config.SGD():
-            rate = _learning_rate(settings, total_steps)
-            momentum = settings.momentum or None  # None spares the buffer that 0.0 would keep
-            return _first_order(optax.sgd(rate, momentum=momentum, nesterov=settings.nesterov))
     raise TypeError(f"no optimizer is described by {type(settings).__name__}")
 
 
-def _first_order(transformation: optax.GradientTransformation) -> Optimizer:
+def _first_order(settings: config.FirstOrder, total_steps: int) -> Optimizer:
+    transformation = optax.chain(_at_unit_rate(settings), _scale_by_rate(settings, total_steps))
     return Optimizer(optax.with_extra_args_support(transformation), report=lambda state: {}, queued_steps=_QUEUED_STEPS)
 
 
-def _learning_rate(settings: config.FirstOrder, total_steps: int) -> optax.ScalarOrSchedule:
-    if settings.schedule == "cosine":
-        return optax.cosine_decay_schedule(settings.learning_rate, total_steps)
-    return settings.learning_rate
+def _at_unit_rate(settings: config.FirstOrder) -> optax.GradientTransformation:
+    """The method with a learning rate of one, to which its steps are proportional."""
+    match settings:
+        case config.AdamW():  # before Adam, which it is one of
+            moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
+            return optax.adamw(1.0, weight_decay=settings.weight_decay, **moments)
+        case config.Adam():
+            return optax.adam(1.0, b1=settings.b1, b2=settings.b2, eps=settings.eps)
+        case config.Muon():
+            own = settings.adam_learning_rate
+            return optax.contrib.muon(
+                1.0,
+                beta=settings.beta,
+                weight_decay=settings.weight_decay,
+                adam_learning_rate=None if own is None else own / settings.learning_rate,
+                muon_weight_dimension_numbers=_matrices,
+            )
+        case config.SGD():
+            momentum = settings.momentum or None  # None spares the buffer that 0.0 would keep
+            return optax.sgd(1.0, momentum=momentum, nesterov=settings.nesterov)
+    raise TypeError(f"no first-order method is described by {type(settings).__name__}")
 
 
-def _muon(settings: config.Muon, total_steps: int) -> optax.GradientTransformation:
-    own = settings.adam_learning_rate
-    return optax.contrib.muon(
-        _learning_rate(settings, total_steps),
-        beta=settings.beta,
-        weight_decay=settings.weight_decay,
-        adam_learning_rate=None if own is None else _learning_rate(replace(settings, learning_rate=own), total_steps),
-        muon_weight_dimension_numbers=_matrices,
-    )
+class _RateState(NamedTuple):
+    step: jax.Array  # int32
+    peak: jax.Array  # the learning rate at the start
+    steps: jax.Array  # of the whole schedule
+
+
+def _scale_by_rate(settings: config.FirstOrder, total_steps: int) -> optax.GradientTransformation:
+    """Updates times the learning rate of the step, constant or falling to zero along a cosine.
+
+    Unlike `optax.scale_by_schedule`, rate and length are data, not constants of the program: all that a tuning tries
+    shares one compiled step.
+    """
+
+    def init(params: Any) -> _RateState:
+        return _RateState(jnp.zeros((), jnp.int32), jnp.array(settings.learning_rate), jnp.array(float(total_steps)))
+
+    def update(updates: Any, state: _RateState, params: Any = None) -> tuple[Any, _RateState]:
+        rate = state.peak
+        if settings.schedule == "cosine":
+            rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(state.step / state.steps, 1.0)))
+        return optax.tree.scale(rate, updates), state._replace(step=optax.safe_increment(state.step))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _matrices(params: Any) -> Any:

@@ -83,7 +83,7 @@ class Comparison(Section):
     higher_is_better: bool = False
     # The value of it that is to be reached; null: what the best baseline reaches from all its seeds.
     target: PositiveFloat | None = None
-    # By what the baselines are tuned: the same, or a loss.
+    # By what the baselines are tuned: the same, or a loss. With a target: by how soon it is reached, where it is.
     tune_by: str | None = None
     # Part of the training set held out while tuning (labelled images only).
     validation_fraction: HalfOpenFraction = 0.0

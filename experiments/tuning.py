@@ -39,6 +39,7 @@ from experiments.suite_file import (
     title_of,
     tuned_file,
 )
+from experiments.suite_measures import curve_of, less_is_better
 
 SHARES = (1 / 9, 1 / 3, 1.0)
 _KEPT = 3  # one in so many goes on
@@ -180,24 +181,36 @@ def _task(
 
 
 def score(comparison: Comparison, results: Sequence[Result]) -> float:
-    """Median over the seeds of what the comparison tunes by, so that less is better; ∞ for a run that diverged."""
+    """Median over the seeds of what the comparison tunes by, so that less is better; ∞ for a run that diverged.
+
+    Where the comparison has a target, what matters is how soon it is reached: a run that reaches it has the share of
+    its examples that this took, less two, which is below every value of the others.
+    """
+    return statistics.median(_score(comparison, result) for result in results)
+
+
+def _score(comparison: Comparison, result: Result) -> float:
     name, higher_is_better = comparison.score
-    sign = -1 if higher_is_better else 1
-    values = [sign * result.summary[name] for result in results]
-    return statistics.median(
-        math.inf if result.diverged or not math.isfinite(value) else value
-        for result, value in zip(results, values, strict=True)
-    )
+    value = result.summary[name]
+    if result.diverged or not math.isfinite(value):
+        return math.inf
+    if comparison.target is not None:
+        curve = curve_of(result, comparison)
+        soon = curve.cost_of(less_is_better(comparison.target, comparison.higher_is_better), "examples")
+        if math.isfinite(soon):
+            return soon / float(curve.costs["examples"][-1]) - 2
+    return -value if higher_is_better else value
 
 
 def _yaml(path: str, comparison: Comparison, searches: Sequence[Search], environment: str) -> str:
     name, higher_is_better = comparison.score
+    sooner = "" if comparison.target is None else "; below -1: the target was reached, and the sooner the less"
     found: dict[str, Any] = {
         "comparison": comparison.name,
         "command": f"python -m experiments tune {path}",
         "date": date.today().isoformat(),
         "environment": environment,
-        "score": f"median {'-' if higher_is_better else ''}{name}, less is better",
+        "score": f"median {'-' if higher_is_better else ''}{name}, less is better{sooner}",
         "seeds": list(comparison.tuning_seeds),
         "validation_fraction": comparison.validation_fraction,
         "baselines": [

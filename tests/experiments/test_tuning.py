@@ -1,12 +1,15 @@
 """Tuning finds the best of what it tries by successive halving, looks beyond the edges, and stores what it did."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from experiments import tuning
 from experiments.errors import ConfigError
 from experiments.optimizer_config import LBFGS, Adam
+from experiments.runner import Result
 from experiments.settings_file import read_settings
 from experiments.suite_file import config_of, load_baselines, load_comparison, load_tuned, ours, row_of, taking_part
 from tests.experiments.conftest import ROOT
@@ -43,6 +46,11 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
+def load_comparison_of(folder):
+    (folder / "tiny.yaml").write_text(COMPARISON, encoding="utf-8")
+    return load_comparison(folder / "tiny.yaml")
+
+
 def distance(config):
     """Least at a learning rate of 0.003 (beyond the grid) with b2 = 0.99; a rate above 0.5 diverges."""
     rate, b2 = config.training.learning_rate, config.training.b2
@@ -76,6 +84,27 @@ def test_every_round_keeps_the_best_third_and_gives_it_three_times_the_budget(fi
         best = sorted(by_share[before], key=lambda trial: trial["score"])[: len(by_share[after])]
         key = lambda trial: (trial["learning_rate"], trial["b2"])  # noqa: E731
         assert sorted(map(key, best)) == sorted(map(key, by_share[after]))
+
+
+def test_with_a_target_the_sooner_counts_and_what_never_reaches_it_comes_after(tmp_path):
+    comparison = replace(load_comparison_of(tmp_path), target=0.5)
+
+    def result(name, *losses, status="finished"):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            {"train_loss": loss, "examples": i, "gradient_equivalents": i, "seconds": 0.0}
+            for i, loss in enumerate(losses)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return Result(folder, {"status": status, "train_loss": losses[-1]})
+
+    soon = result("soon", 3.0, 0.4, 0.3, 0.2, 0.49)
+    late = result("late", 3.0, 0.9, 0.8, 0.7, 0.1)
+    never = result("never", 3.0, 0.9, 0.8, 0.7, 0.6)
+    diverged = result("diverged", 3.0, 0.1, math.inf, status="diverged")
+    assert [tuning.score(comparison, [one]) for one in (soon, late, never, diverged)] == [-1.75, -1.0, 0.6, math.inf]
+    assert tuning.score(replace(comparison, target=None), [soon]) == 0.49
 
 
 def test_runs_have_their_share_of_the_budget_and_the_seeds_of_the_tuning(files, stand_in, console):
