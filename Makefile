@@ -1,6 +1,11 @@
 # Two commands do everything on a fresh machine with Python >= 3.11:
 #   make demo   trains a CNN on real handwritten digits by Hessian-free Newton, next to Adam and SGD
 #   make test   runs the tests
+# and besides
+#   make results        every number and figure of docs/results, in under two hours on two cores; goes on where it was
+#   make results-quick  the same with one seed and small budgets, in runs/results-quick
+#   make tune           chooses the settings of the baselines anew, which takes hours
+#   DATA=DIR names the folder of the data sets for these three; without it they are looked for in a cache, or downloaded.
 # Each makes its own virtual environment from pinned versions first, when it is not there.
 
 # The first of these that runs and is new enough; a name on the PATH may be a shim for a version that is not there.
@@ -13,7 +18,10 @@ TESTS ?= tests
 # The fast tests compile far more than they compute; the slow ones are compiled as users' programs are.
 COMPILE_FAST = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=1"
 
-.PHONY: demo test test-core test-slow lint bench constraints clean help
+COMPARISONS = $(sort $(wildcard configs/compare/*.yaml))
+DATA_DIR = $(if $(DATA),--data-dir $(DATA))
+
+.PHONY: demo test test-core test-slow lint bench results results-quick tune constraints clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,6 +46,15 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m experiments bench products
+
+results: $(READY)
+	$(RUN) -m experiments compare $(COMPARISONS) $(DATA_DIR) --out docs/results
+
+results-quick: $(READY)
+	$(RUN) -m experiments compare $(COMPARISONS) $(DATA_DIR) --quick --out runs/results-quick
+
+tune: $(READY)
+	$(RUN) -m experiments tune $(COMPARISONS) $(DATA_DIR)
 
 # Python 3.11 gets the last JAX made for it, every later interpreter the newest JAX.
 $(READY): pyproject.toml constraints/oldest.txt constraints/newest.txt

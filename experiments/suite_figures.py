@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import COLOURS, DASHES, blank, legend_below, tidy
+from experiments.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
 from experiments.suite_file import OURS
 from experiments.suite_measures import AXES, Entry, Outcome, measure_title, profile
 
@@ -30,7 +30,7 @@ def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path
     """
     figure = blank(_INCHES)
     panels = figure.subplots(1, len(AXES), sharey=True)
-    for entry in reversed(outcome.entries):  # hessian_free last, above the others
+    for entry in outcome.entries:
         style = _style(entry.row.label, labels)
         for panel, axis in zip(panels, AXES, strict=True):
             x, middle, low, high = band(entry, axis)
@@ -40,7 +40,7 @@ def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path
         target = outcome.target
         if target > 0 and math.isfinite(target):
             panel.axhline(target, color="black", linewidth=0.8, linestyle=(0, (1, 3)))
-        panel.set_xscale("log")
+        _logarithmic(panel)
         panel.set_yscale("log")
         panel.set_xlabel(_TITLES[axis])
         tidy(panel)
@@ -63,13 +63,12 @@ def draw_profiles(outcomes: Sequence[Outcome], labels: Sequence[str], path: Path
     for panel, axis in zip(panels, AXES, strict=True):
         curves = profile(outcomes, axis)
         greatest = max((ratios[-1] for ratios, _ in curves.values() if len(ratios)), default=1.0)
-        for label in reversed(list(curves)):
-            ratios, shares = curves[label]
+        for label, (ratios, shares) in curves.items():
             last = shares[-1] if len(shares) else 0.0
             x = np.concatenate([[1.0], ratios, [2 * greatest]])
             y = np.concatenate([[0.0], shares, [last]])
             panel.step(x, y, where="post", **_style(label, labels))
-        panel.set_xscale("log")
+        _logarithmic(panel)
         panel.set_ylim(-0.02, 1.02)
         panel.set_xlabel(f"τ, times the least\n{AXES[axis]}")
         tidy(panel)
@@ -77,6 +76,18 @@ def draw_profiles(outcomes: Sequence[Outcome], labels: Sequence[str], path: Path
     legend_below(figure, [panels[0]], columns=4)
     figure.savefig(path)
     return path
+
+
+def _logarithmic(panel: Any) -> None:
+    """A logarithmic axis of costs, whose labels do not run into each other where it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    if high < 30 * low:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def band(entry: Entry, axis: str) -> tuple[np.ndarray, ...]:
@@ -111,7 +122,7 @@ def _style(label: str, labels: Sequence[str]) -> dict[str, Any]:
     if label == OURS:
         return {"label": label, "color": "#000000", "linestyle": "-", "linewidth": 2.4, "zorder": 3}
     i = list(labels).index(label)
-    colours = [colour for colour in COLOURS if colour != "#000000"]
+    colours = [*(colour for colour in COLOURS if colour != "#000000"), GREY]
     return {
         "label": label,
         "color": colours[i % len(colours)],

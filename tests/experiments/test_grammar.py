@@ -172,6 +172,7 @@ def test_every_kernel_is_a_matrix():
     assert {leaf.ndim for leaf in jax.tree.leaves(params)} == {1, 2}
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_characters_and_training_lowers_the_excess(tmp_path):
     path = tmp_path / "grammar.yaml"
     path.write_text(

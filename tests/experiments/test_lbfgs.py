@@ -54,6 +54,7 @@ def plain_loop(plan, steps: int, memory_size: int) -> list[float]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["full", "100"])
 def test_its_steps_are_those_of_a_loop_that_reuses_nothing(plan, batch):
     """So a step on another batch does not take value and gradient from the one before."""
@@ -62,6 +63,7 @@ def test_its_steps_are_those_of_a_loop_that_reuses_nothing(plan, batch):
     np.testing.assert_allclose([row["loss"] for row in rows(plan)[1:]], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["full", "100"])
 @pytest.mark.parametrize("tries", [3, 20])
 def test_the_accounts_have_every_gradient_that_was_computed(plan, batch, tries):

@@ -66,6 +66,7 @@ def test_a_worker_of_an_accelerator_keeps_every_core(monkeypatch):
     assert bound == [{0}]
 
 
+@pytest.mark.slow
 def test_a_worker_takes_memory_of_an_accelerator_as_it_needs_it(monkeypatch, tmp_path):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     with module._processes(1, tmp_path) as processes:

@@ -13,6 +13,7 @@ from tests.experiments.test_training import linear_gradient, without_times
 SETTINGS = ("optimizer=sgd", "problem.model.hidden=[]", "optimizers.sgd.steps=2")
 
 
+@pytest.mark.slow
 def test_a_run_in_double_precision_agrees_with_numpy_to_its_digits_and_leaves_the_next_one_alone(
     small_file, tmp_path, console
 ):

@@ -86,6 +86,7 @@ INTERRUPTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "moments"), [("adam", 9), ("adam", 14), ("lbfgs", 6)])
 def test_interrupted_and_resumed_it_ends_with_the_rows_of_an_undisturbed_run(
     small_file, tmp_path, console, monkeypatch, optimizer, moments
