@@ -145,11 +145,13 @@ def measure_text(comparison: Comparison, value: float) -> str:
 
 
 def verdict(outcome: Outcome) -> Verdict:
-    """Who has the least value at equal time.
+    """Who reaches a given target first; without one, or where nobody does, who has the least value at equal time.
 
-    Each baseline is taken at the end of its schedule, and hessian_free at that time or at its own end, whichever is
-    earlier: a baseline is never cut off.
+    At equal time each baseline is taken at the end of its schedule, and hessian_free at that time or at its own end,
+    whichever is earlier: a baseline is never cut off.
     """
+    if outcome.comparison.target is not None and (reached := _sooner(outcome)) is not None:
+        return reached
     comparison, ours, best = outcome.comparison, outcome.ours, outcome.best_baseline
     rival, here = best.row.label, ours.median_at(best.seconds)
     at_end, in_time, theirs = (measure_text(comparison, value) for value in (ours.median, here, best.median))
@@ -171,6 +173,35 @@ def verdict(outcome: Outcome) -> Verdict:
     return Verdict(rival, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
 
 
+def _sooner(outcome: Outcome) -> Verdict | None:
+    """The verdict on the seconds to a given target; None if it was never reached."""
+    comparison, target = outcome.comparison, outcome.target
+    costs = {entry.row.label: entry.median_cost(target, "seconds") for entry in outcome.entries}
+    order = sorted(costs, key=lambda label: costs[label])
+    first = order[0]
+    if not math.isfinite(costs[first]):
+        return None
+    others = [
+        f"{label} {seconds_text(costs[label])} s ({costs[label] / costs[first]:.3g} times)"
+        if math.isfinite(costs[label])
+        else f"{label} never"
+        for label in order[1:]
+    ]
+    aim = f"{measure_title(comparison)} {measure_text(comparison, target)}"
+    wins = "wins" if first == OURS else "wins here"
+    text = f"{first} {wins}: it reaches {aim} in {seconds_text(costs[first])} s; {', '.join(others)}."
+    return Verdict(first, text + _fewer_examples(outcome))
+
+
+def _fewer_examples(outcome: Outcome) -> str:
+    """What the target cost hessian_free and the best of the others in examples."""
+    costs = {entry.row.label: entry.median_cost(outcome.target, "examples") for entry in outcome.entries}
+    rivals = {label: cost for label, cost in costs.items() if label != OURS}
+    best = min(rivals, key=lambda label: rivals[label])
+    count = lambda cost: f"{cost:,.0f}" if math.isfinite(cost) else "never enough"  # noqa: E731
+    return f" Examples: hessian_free {count(costs[OURS])}, {best} {count(rivals[best])}."
+
+
 def _overlap(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
 
@@ -181,7 +212,7 @@ def _equal(a: float, b: float) -> bool:
 
 def seconds_text(value: float) -> str:
     """Seconds as a person reads them."""
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def profile(outcomes: Sequence[Outcome], axis: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

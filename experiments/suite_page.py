@@ -83,9 +83,9 @@ def _summary(page: Page, suite: Suite, verdicts: Sequence[Verdict]) -> None:
     wins = Counter(found.winner for found in verdicts)
     others = wins.total() - wins[OURS] - wins[TIE]
     count = f"Of {wins.total()} problems, "
-    counted = f"{count}hessian_free wins {wins[OURS]} at equal time, ties {wins[TIE]} and loses {others}."
+    counted = f"{count}hessian_free wins {wins[OURS]}, ties {wins[TIE]} and loses {others}."
     page.paragraph(counted + (f" {len(suite.missing)} could not run for want of data." if suite.missing else ""))
-    columns = ("problem", "measure", "hessian_free", "best baseline", "", "winner at equal time", "time ratio")
+    columns = ("problem", "measure", "hessian_free", "best baseline", "", "winner", "time ratio")
     rows = []
     for outcome, found in zip(suite.outcomes, verdicts, strict=True):
         best, comparison = outcome.best_baseline, outcome.comparison
@@ -125,7 +125,7 @@ def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
     of = lambda name: statistics.median_high([summary[name] for summary in summaries])  # noqa: E731
     text = lambda value: measure_text(comparison, value)  # noqa: E731
     finals = sorted(entry.finals, reverse=comparison.higher_is_better)
-    to_target = entry.median_cost(outcome.target, "seconds")
+    to_target = {axis: entry.median_cost(outcome.target, axis) for axis in ("examples", "seconds")}
     there = sum(math.isfinite(curve.cost_of(outcome.target, "seconds")) for curve in entry.curves)
     return {
         "optimizer": entry.row.label,
@@ -138,7 +138,8 @@ def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
         "gradient-eq.": f"{of('gradient_equivalents'):,.0f}",
         "seconds": seconds_text(entry.seconds),
         "compiling (s)": seconds_text(summaries[0]["compile_seconds"]),
-        "to target (s)": seconds_text(to_target) if math.isfinite(to_target) else "–",
+        "to target (examples)": f"{to_target['examples']:,.0f}" if math.isfinite(to_target["examples"]) else "–",
+        "to target (s)": seconds_text(to_target["seconds"]) if math.isfinite(to_target["seconds"]) else "–",
         "seeds there": f"{there} of {len(entry.curves)}",
     }
 

@@ -41,7 +41,7 @@ baselines:
 - {label: Adam, chosen: {learning_rate: 0.01}}
 - {label: SGD, chosen: {learning_rate: 0.1}}
 """
-TIMES = ("seconds", "compiling (s)", "to target (s)", "time ratio", "winner at equal time", "best baseline", "")
+TIMES = ("seconds", "compiling (s)", "to target (s)", "time ratio", "winner", "best baseline", "")
 
 
 @pytest.fixture

@@ -97,6 +97,17 @@ class TestVerdict:
     def test_a_diverged_baseline_is_beaten(self):
         assert verdict(outcome([curve(9.0, 1.0)], A=[curve(9.0, math.inf)])).winner == OURS
 
+    def test_with_a_given_target_the_sooner_wins_whatever_the_ends_are(self):
+        ours, rival = [curve(9.0, 1.0, 0.9, seconds=2.0)], [curve(9.0, 8.0, 8.0, 8.0, 1.0, 0.1)]
+        found = outcome(ours, A=rival, B=[curve(9.0, 2.0)])
+        assert verdict(found).winner == "A"
+        given = verdict(found._replace(comparison=replace(COMPARISON, target=1.0)))
+        assert given.winner == OURS
+        assert "it reaches train loss 1 in 2.0 s; A 4.0 s (2 times), B never" in given.text
+        assert "Examples: hessian_free 1, A 4." in given.text
+        out_of_reach = found._replace(comparison=replace(COMPARISON, target=0.01))
+        assert verdict(out_of_reach) == verdict(found)
+
     def test_ranges_that_overlap_are_pointed_out(self):
         ours = [curve(9.0, value) for value in (1.0, 1.1, 3.0)]
         assert "ranges over the seeds overlap" in verdict(outcome(ours, A=[curve(9.0, 2.0)] * 3)).text
