@@ -171,3 +171,24 @@ def test_missing_arguments_are_named_with_the_call_that_works():
         tx.update(case.params, state, case.params, value_fn=lambda p: 0.0)
     with pytest.raises(TypeError, match=r"params\['n'\] has dtype int"):
         tx.init({"n": jnp.arange(3)})
+
+
+def test_no_full_batch_rejects_the_same_step_for_ever():
+    """f = 10⁹ huber(θ) with a kink at 10⁻⁵: beyond it G = 0 and the gradient is 10⁴, so that every step of a trust region
+    that is not tiny lands far on the other side."""
+    loss = lambda z, y: 1e9 * optax.losses.huber_loss(z, y, delta=1e-5)  # noqa: E731
+    value_fn = hfopt.Objective(lambda p, x: p * x, loss).bind((jnp.ones(1), jnp.zeros(1)))
+    tx = hfopt.hessian_free()
+
+    @jax.jit
+    def step(params, state):
+        value, grad = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.array(1e-4)
+    state = tx.init(params)
+    start = value_fn(params)
+    for _ in range(60):
+        params, state = step(params, state)
+    assert value_fn(params) < 1e-4 * start

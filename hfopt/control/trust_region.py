@@ -128,8 +128,8 @@ class Earned:
     - the next batch says what of the predicted decrease −m was real. With q the (bias-corrected) running average of
       clip((f_new(θ − s) − f_new(θ)) / −m, ±1): μ ← 3/2 μ if q > ¾, and μ ← max(μ/2, min(μ, 1)) if q < ½, so that a
       lack of evidence takes back what was earned and no more;
-    - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ¾ (μ/8 if the step was rejected), down to a
-      floor; below 1, μ ← 3/2 μ while ρ > 0.9.
+    - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ¾, down to a floor, and μ/8 if the step was
+      rejected, far beyond it, so that no full batch can reject the same step for ever; below 1, μ ← 3/2 μ while ρ > 0.9.
 
     On a full batch q averages ρ, and this is an ordinary trust region that soon stops binding. On small batches near
     their noise floor q → 0 whatever κ is, and μ stays at 1, where the bound is small enough to be safe.
@@ -150,9 +150,10 @@ class Earned:
     initial_cg_steps: int = 10
     memory: float = 0.8
 
-    # Beyond this the bound binds nothing; below the floor the step is nothing.
+    # Beyond this the bound binds nothing.
     _CEILING = 1e8
-    _FLOOR = 1e-3
+    # Of trust lost by steps that were taken, and by rejected ones: these show that the step is still too long.
+    _FLOOR, _FLOOR_OF_REJECTED = 1e-3, 1e-8
 
     def __post_init__(self) -> None:
         require_positive("earned_trust", radius=self.radius)
@@ -203,10 +204,10 @@ class Earned:
     def update(self, state: TrustState, params: Any, outcome: Outcome) -> TrustState:
         """Lose trust where the model failed on its own batch; remember the step for the next one to judge."""
         level, ratio = state.level, outcome.reduction_ratio
-        lost = jnp.maximum(level / 2, self._FLOOR)
+        lost = jnp.minimum(level, jnp.maximum(level / 2, self._FLOOR))
         regained = jnp.where((ratio > 0.9) & (level < 1), jnp.minimum(1.5 * level, 1), level)
-        level = jnp.where(ratio >= 0.75, regained, lost)
-        level = jnp.where(outcome.accepted, level, jnp.maximum(lost / 4, self._FLOOR))
+        taken = jnp.where(ratio >= 0.75, regained, lost)
+        level = jnp.where(outcome.accepted, taken, jnp.maximum(level / 8, self._FLOOR_OF_REJECTED))
         landing = vdot(outcome.step, optax.apply_updates(params, outcome.step))
         after = TrustState(
             level=level,

@@ -88,7 +88,10 @@ def test_a_step_that_was_not_taken_is_not_judged(taken, judged):
         (0.8, 0.95, True, 1.0),
         (0.5, 0.8, True, 0.5),
         (4.0, -np.inf, False, 0.5),
-        (1e-3, -np.inf, False, 1e-3),
+        (1e-3, 0.5, True, 1e-3),  # no further by steps that were taken
+        (1e-3, -np.inf, False, 1.25e-4),
+        (1e-4, 0.5, True, 1e-4),
+        (1e-8, -np.inf, False, 1e-8),
     ],
 )
 def test_the_same_batch_takes_trust_away(level, ratio, accepted, expected):
