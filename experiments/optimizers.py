@@ -119,23 +119,42 @@ def _matrices(params: Any) -> Any:
     return jax.tree.map(axes, params)
 
 
+class _LBFGSState(NamedTuple):
+    inner: Any  # Optax's
+    line_search_gradients: jax.Array  # of the last step, besides the one that every step is charged for
+
+
 def _lbfgs(settings: config.LBFGS) -> Optimizer:
-    """Takes value and gradient where the line search left them, unless the batch is another one by now."""
+    """L-BFGS that takes value and gradient where its line search left them, unless the batch is another one by now.
+
+    A line search that ends above its start, as it does once rounding hides every decrease, leaves the parameters alone
+    and clears the memory; Optax takes the step it ended with, whatever it is.
+    """
     search = optax.scale_by_zoom_linesearch(settings.line_search_steps, initial_guess_strategy="one")
-    transformation = optax.lbfgs(memory_size=settings.memory_size, linesearch=search)
+    lbfgs = optax.lbfgs(memory_size=settings.memory_size, linesearch=search)
     reused = settings.batches.gradient == "full"
 
-    def value_and_grad(value_fn: Any, params: Any, state: Any) -> Any:
-        return optax.value_and_grad_from_state(value_fn)(params, state=state)
+    def init(params: Any) -> _LBFGSState:
+        return _LBFGSState(lbfgs.init(params), jnp.zeros((), jnp.int32))
 
-    def report(state: Any) -> dict[str, jax.Array]:
-        tried = optax.tree.get(state, "info").num_linesearch_steps
-        if not reused:
-            return {"line_search_gradients": tried}
-        # Of the first step alone the gradient at its start is one more: that of any other is among those tried before.
-        return {"line_search_gradients": tried - (optax.tree.get(state, "count") > 1)}
+    def update(grads: Any, state: _LBFGSState, params: Any, **extra: Any) -> tuple[Any, _LBFGSState]:
+        updates, after = lbfgs.update(grads, state.inner, params, **extra)
+        descends = optax.tree.get(after, "value") <= extra["value"]
+        gradients = optax.tree.get(after, "info").num_linesearch_steps
+        if reused:  # the start was among the points of the last search, if there was one
+            gradients = gradients - jnp.isfinite(optax.tree.get(state.inner, "value"))
+        after = optax.tree.where(descends, after, lbfgs.init(params))
+        updates = optax.tree.where(descends, updates, optax.tree.zeros_like(updates))
+        return updates, _LBFGSState(after, jnp.asarray(gradients, jnp.int32))
 
-    return Optimizer(transformation, report, value_and_grad=value_and_grad if reused else _value_and_grad)
+    def value_and_grad(value_fn: Any, params: Any, state: _LBFGSState) -> Any:
+        return optax.value_and_grad_from_state(value_fn)(params, state=state.inner)
+
+    return Optimizer(
+        optax.GradientTransformationExtraArgs(init, update),
+        report=lambda state: {"line_search_gradients": state.line_search_gradients},
+        value_and_grad=value_and_grad if reused else _value_and_grad,
+    )
 
 
 _DAMPINGS = {

@@ -174,8 +174,8 @@ def test_missing_arguments_are_named_with_the_call_that_works():
 
 
 def test_no_full_batch_rejects_the_same_step_for_ever():
-    """f = 10⁹ huber(θ) with a kink at 10⁻⁵: beyond it G = 0 and the gradient is 10⁴, so that every step of a trust region
-    that is not tiny lands far on the other side."""
+    """f = 10⁹ huber(θ) with a kink at 10⁻⁵: beyond it G = 0 and the gradient is 10⁴, so that every step of a trust
+    region that is not tiny lands far on the other side."""
     loss = lambda z, y: 1e9 * optax.losses.huber_loss(z, y, delta=1e-5)  # noqa: E731
     value_fn = hfopt.Objective(lambda p, x: p * x, loss).bind((jnp.ones(1), jnp.zeros(1)))
     tx = hfopt.hessian_free()

@@ -86,3 +86,10 @@ def test_the_accounts_have_every_gradient_that_was_computed(plan, batch, tries):
         assert moment.accounts.gradient_examples == size * len(computed)
         counts.append(len(computed))
     assert np.diff(counts).max() > 2
+
+
+def test_past_the_minimum_it_stays_there(plan):
+    """In float32 no line search finds a decrease any more; Optax would go on with steps of any length."""
+    recorded = rows(plan(*LINEAR, "problem.l2=1", "optimizers.lbfgs={steps: 60}"))
+    losses = np.array([row["loss"] for row in recorded[1:]])
+    assert (losses[1:] <= losses[:-1] * (1 + 1e-6)).all()
