@@ -22,7 +22,7 @@ from experiments.errors import ExperimentError, RunError
 from experiments.readable import metric_title, metric_value
 from experiments.run_page import show_run
 from experiments.runner import run
-from experiments.suite_command import add_suite_options, add_tune, compare_suite, is_suite
+from experiments.suite_command import add_suite_options, add_tune, compare_suite, is_suite, require_no_suite_options
 from experiments.sweep import sweep
 from experiments.sweep_file import load_sweep
 from experiments.sweep_report import report
@@ -70,6 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if is_suite(arguments.configs):
         return compare_suite(arguments)
+    require_no_suite_options(arguments)
     (arguments.config,) = arguments.configs
     results = compare(
         _config(arguments),

@@ -13,5 +13,9 @@ class DataError(ExperimentError):
     """A data set is missing, incomplete, or not in the format its file name promises."""
 
 
+class NotTunedError(ConfigError):
+    """The baselines of a comparison have not been tuned, or not for the settings it has now."""
+
+
 class RunError(ExperimentError):
     """A run folder cannot be used as asked: nothing recorded, or recorded under other settings."""

@@ -33,6 +33,8 @@ from experiments.errors import ExperimentError, RunError
 from experiments.readable import duration, metric_title, metric_value
 from experiments.runner import Result, run
 
+# Makes a process take an accelerator's memory as it needs it; read when JAX's backend starts.
+LEAVE_MEMORY = ("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 COMPILED = ".compiled"  # the folder of the compiled programs, beside those of the runs
 
 
@@ -125,7 +127,7 @@ def pool(
 def run_quietly(config: Config, runs: Path, data_dir: str | None) -> Timed:
     """What a worker does for one task."""
     began = time.monotonic()
-    result = run(config, runs=runs, console=Console(quiet=True), data_dir=data_dir, resume=True)
+    result = run(config, runs=runs, console=Console(quiet=True), data_dir=data_dir, reuse=True)
     return Timed(result, time.monotonic() - began)
 
 
@@ -163,7 +165,7 @@ def _processes(jobs: int, compiled: Path) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker(cores: Any, compiled: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when the backend starts
+    os.environ.setdefault(*LEAVE_MEMORY)
     jax.config.update("jax_compilation_cache_dir", str(compiled.resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     _take_core(cores.get())

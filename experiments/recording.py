@@ -101,6 +101,15 @@ def find_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:
     return folder
 
 
+def find_same_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:
+    """The latest run with just this configuration and these data, finished or not; None if there is none."""
+    for _, folder in sorted(_runs_of(runs, config), reverse=True):
+        same_data = read_json(folder / _ENVIRONMENT)["data"]["sha256"] == dataset.fingerprint()
+        if same_data and load_config(folder / _CONFIG) == config:
+            return folder
+    return None
+
+
 def environment(dataset: Dataset, devices: int = 1) -> dict[str, Any]:
     """What the numbers of a run may depend on besides its configuration; names no path and no machine."""
     device = jax.devices()[0]

@@ -20,7 +20,7 @@ from experiments.optimizers import build_optimizer
 from experiments.placement import mesh_of
 from experiments.problems.build import build_problem
 from experiments.problems.problem import Problem
-from experiments.recording import create_run, find_run, opened, read_metrics, read_summary, write_summary
+from experiments.recording import create_run, find_run, find_same_run, opened, read_metrics, read_summary, write_summary
 from experiments.training import Accounts, Plan, Row, has_diverged, train
 
 
@@ -43,6 +43,7 @@ def run(
     console: Console,
     data_dir: str | None = None,
     resume: bool = False,
+    reuse: bool = False,
     devices: int | None = None,
 ) -> Result:
     """Trains with the configured optimizer and records it in a run folder.
@@ -54,23 +55,32 @@ def run(
       data_dir: the root of the data sets; see `problems/storage.py`.
       resume: continue the latest run of this configuration from its last checkpoint. A finished one is returned as it
         is; if there is none, a new one begins.
+      reuse: the same, but of the latest run with just these settings and data; those with others are left alone.
       devices: how many share every batch; None: one.
 
     Raises:
       ExperimentError: the configuration, the data or the run folder does not allow it; the message says what to do.
     """
     with jax.enable_x64(True) if config.problem.float64 else nullcontext():
-        return _run(config.only(config.optimizer), runs, console, data_dir, resume, devices)
+        return _run(config.only(config.optimizer), runs, console, data_dir, resume, reuse, devices)
 
 
 def _run(
-    config: Config, runs: Path, console: Console, data_dir: str | None, resume: bool, devices: int | None
+    config: Config,
+    runs: Path,
+    console: Console,
+    data_dir: str | None,
+    resume: bool,
+    reuse: bool,
+    devices: int | None,
 ) -> Result:
     mesh = None if devices is None else mesh_of(devices)  # before anything asks JAX for its devices
     problem = build_problem(config.problem, data_dir)
     plan = build_plan(config, problem, mesh)
 
     folder = find_run(runs, config, problem.dataset) if resume else None
+    if reuse:
+        folder = find_same_run(runs, config, problem.dataset)
     if folder is not None and (summary := read_summary(folder)) is not None:
         console.print(f"{folder} is already finished", highlight=False, soft_wrap=True)
         return Result(folder, summary)

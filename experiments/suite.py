@@ -5,14 +5,15 @@ becomes one page. Finished runs are reused and begun ones continued, so the same
 and ends with the same page.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.errors import DataError
-from experiments.pool import COMPILED, Task, Workers, pool
+from experiments.errors import ConfigError, DataError, NotTunedError
+from experiments.pool import COMPILED, LEAVE_MEMORY, Task, Workers, pool
 from experiments.problems.build import build_problem
 from experiments.runner import Result
 from experiments.suite_file import (
@@ -32,7 +33,7 @@ _QUICK_SEEDS = 1
 
 
 class Suite(NamedTuple):
-    """What a page is made of. missing: comparisons that could not run for want of data, with the reason."""
+    """What a page is made of. missing: comparisons that could not run, with the reason."""
 
     outcomes: list[Outcome]
     missing: dict[str, str]
@@ -58,28 +59,39 @@ def run_suite(
       jobs: how many runs at a time; None: one a usable core.
 
     Raises:
-      ExperimentError: a file is wrong, a baseline is not tuned, or a run failed; the message names it.
+      ExperimentError: a file is wrong, or a run failed; the message names it.
     """
     comparisons, baselines = [load_comparison(path) for path in paths], load_baselines()
-    rows = {
-        one.name: [ours(one), *load_tuned(one, taking_part(one, baselines), tuned)] for one in comparisons
-    }  # before anything runs
+    if len({one.name for one in comparisons}) < len(comparisons):
+        raise ConfigError("two of these comparisons have the same name, and would share their runs")
+    parts = [taking_part(one, baselines) for one in comparisons]
+    os.environ.setdefault(*LEAVE_MEMORY)  # to the workers: this process computes nothing
+    rows: dict[str, list[Row]] = {}
     missing = {}
-    outcomes = []
+    for one, part in zip(comparisons, parts, strict=True):
+        try:
+            tuned_rows = load_tuned(one, part, tuned)
+            _require_measures(one, build_problem(one.problem, data_dir).metric.name)
+            rows[one.name] = [ours(one), *tuned_rows]
+        except (DataError, NotTunedError) as error:
+            missing[one.title] = str(error)
+            console.print(f"{one.title}: not run: {error}", style="yellow", highlight=False, soft_wrap=True)
+    ready = [one for one in comparisons if one.name in rows]
     folder = runs / ("quick" if quick else "compare")
     with pool(
         jobs, compiled=runs / COMPILED, console=console, name="compare", kind="comparison", data_dir=data_dir
     ) as workers:
-        workers.expect(sum(len(rows[one.name]) * len(_seeds(one, quick)) for one in comparisons))
-        for one in comparisons:
-            try:
-                build_problem(one.problem, data_dir)
-            except DataError as error:
-                missing[one.title] = str(error)
-                console.print(f"{one.title}: not run, for want of its data", style="yellow")
-                continue
-            outcomes.append(_outcome(one, rows[one.name], workers, folder / one.name, quick))
+        workers.expect(sum(len(rows[one.name]) * len(_seeds(one, quick)) for one in ready))
+        outcomes = [_outcome(one, rows[one.name], workers, folder / one.name, quick) for one in ready]
     return Suite(outcomes, missing, quick)
+
+
+def _require_measures(comparison: Comparison, metric: str) -> None:
+    sets = ("train", "test")
+    recorded = [f"{part}_{name}" for part in sets for name in ("loss", metric)]
+    if comparison.measure not in recorded:
+        there = ", ".join(recorded)
+        raise ConfigError(f"{comparison.name}: measure '{comparison.measure}' is not recorded; there are {there}")
 
 
 def _seeds(comparison: Comparison, quick: bool) -> tuple[int, ...]:
@@ -87,7 +99,7 @@ def _seeds(comparison: Comparison, quick: bool) -> tuple[int, ...]:
 
 
 def _outcome(comparison: Comparison, rows: Sequence[Row], workers: Workers, folder: Path, quick: bool) -> Outcome:
-    share = comparison.quick.share if quick else 1.0
+    share = comparison.quick_share if quick else 1.0
     # Seed by seed: the first one compiles each program, and the others find it compiled.
     cells = [(row, seed) for seed in _seeds(comparison, quick) for row in rows]
     tasks = [

@@ -30,10 +30,11 @@ def is_suite(paths: list[str]) -> bool:
 
 def compare_suite(arguments: argparse.Namespace) -> int:
     """Runs comparisons, and writes their page."""
-    idle = {"--set": arguments.set, "--seed": arguments.seed, "--optimizers": arguments.optimizers}
-    for option, value in {**idle, "--devices": arguments.devices}.items():
-        if value:
-            raise ConfigError(f"{option} has no use with comparisons: their files say what runs")
+    for option in ("set", "seed", "optimizers", "devices", "resume"):
+        if getattr(arguments, option):
+            raise ConfigError(
+                f"--{option} has no use with comparisons: their files say what runs, and it always continues"
+            )
     console = Console()
     suite = run_suite(
         arguments.configs,
@@ -43,17 +44,36 @@ def compare_suite(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         data_dir=arguments.data_dir,
     )
-    files = arguments.configs[0] if len(arguments.configs) == 1 else f"{Path(arguments.configs[0]).parent}/*.yaml"
-    command = f"python -m experiments compare {files}" + (" --quick" if arguments.quick else "")
-    write_page(suite, arguments.out, command, console)
+    command = f"python -m experiments compare {_named(arguments.configs)}" + (" --quick" if arguments.quick else "")
+    write_page(suite, arguments.out or PAGE, command, console)
     return 1 if suite.missing else 0
+
+
+def _named(paths: list[str]) -> str:
+    """The files, or the pattern that stands for all of a folder."""
+    folder = Path(paths[0]).parent
+    every = {str(path) for path in folder.glob("*.yaml")}
+    return f"{folder}/*.yaml" if len(paths) > 1 and every == {str(Path(path)) for path in paths} else " ".join(paths)
+
+
+def require_no_suite_options(arguments: argparse.Namespace) -> None:
+    """An experiment takes none of them.
+
+    Raises:
+      ConfigError: one was given.
+    """
+    for option, given in {"--quick": arguments.quick, "--jobs": arguments.jobs, "--out": arguments.out}.items():
+        if given:
+            raise ConfigError(f"{option} is for comparisons (configs/compare/*.yaml), and this is an experiment")
 
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
     """What `compare` takes for comparisons."""
     parser.add_argument("--quick", action="store_true", help="of comparisons: one seed and small budgets")
     parser.add_argument("--jobs", metavar="N", type=positive_integer, help="of comparisons: runs at a time")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=PAGE, help="of comparisons: where the page goes")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help=f"of comparisons: where the page goes (default: {PAGE})"
+    )
 
 
 def add_tune(commands: "argparse._SubParsersAction", places: argparse.ArgumentParser) -> None:

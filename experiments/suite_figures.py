@@ -30,10 +30,11 @@ def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path
     """
     figure = blank(_INCHES)
     panels = figure.subplots(1, len(AXES), sharey=True)
+    least = _least_drawn(outcome)
     for entry in outcome.entries:
         style = _style(entry.row.label, labels)
         for panel, axis in zip(panels, AXES, strict=True):
-            x, middle, low, high = band(entry, axis)
+            x, middle, low, high = band(entry, axis, least)
             panel.plot(x, middle, **style)
             panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     for panel, axis in zip(panels, AXES, strict=True):
@@ -78,6 +79,15 @@ def draw_profiles(outcomes: Sequence[Outcome], labels: Sequence[str], path: Path
     return path
 
 
+def _least_drawn(outcome: Outcome) -> float:
+    """Where values at or near zero are drawn, which have no place on a logarithmic axis: at half the least error that a
+    share had, or at the rounding of double precision."""
+    values = np.concatenate([curve.values for entry in outcome.entries for curve in entry.curves])
+    positive = values[np.isfinite(values) & (values > 1e-16)]
+    least = float(positive.min()) if len(positive) else 1e-16
+    return least / 2 if outcome.comparison.higher_is_better else least
+
+
 def _logarithmic(panel: Any) -> None:
     """A logarithmic axis of costs, whose labels do not run into each other where it spans little."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -90,8 +100,8 @@ def _logarithmic(panel: Any) -> None:
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def band(entry: Entry, axis: str) -> tuple[np.ndarray, ...]:
-    """Costs (m,), and there the median, the least and the greatest value over the seeds.
+def band(entry: Entry, axis: str, least: float = 0.0) -> tuple[np.ndarray, ...]:
+    """Costs (m,), and there the median, the least and the greatest value over the seeds, none below ``least``.
 
     Seeds are evaluated after the same steps; where their costs differ, as seconds do, the median cost stands for all. A
     run that ended early, having diverged, keeps its last value.
@@ -102,20 +112,9 @@ def band(entry: Entry, axis: str) -> tuple[np.ndarray, ...]:
     values = np.array([extended(curve.values) for curve in entry.curves])
     costs = np.median(longest, axis=0)
     shown = costs > 0  # step 0 has no place on a logarithmic axis
-    drawable = np.where(np.isfinite(values) & (values > 0), values, np.nan)[:, shown]
-    low, high = (np.array([edge(column) for column in drawable.T]) for edge in (_least, _greatest))
-    middle = np.array([np.median(column) for column in drawable.T])
+    reduced = (reduce(values[:, shown], axis=0) for reduce in (np.median, np.min, np.max))
+    middle, low, high = (np.where(np.isfinite(line), np.maximum(line, least), np.nan) for line in reduced)
     return costs[shown], middle, low, high
-
-
-def _least(column: np.ndarray) -> float:
-    finite = column[np.isfinite(column)]
-    return float(finite.min()) if len(finite) else math.nan
-
-
-def _greatest(column: np.ndarray) -> float:
-    finite = column[np.isfinite(column)]
-    return float(finite.max()) if len(finite) else math.nan
 
 
 def _style(label: str, labels: Sequence[str]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
 from experiments.config import Config, OptimizerName
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, NotTunedError
 from experiments.optimizer_config import LBFGS, Training
-from experiments.problem_config import Problem
+from experiments.problem_config import Classification, Problem
 from experiments.section import FolderName, HalfOpenFraction, NonEmptySeeds, OpenFraction, Section, slug
 from experiments.settings_file import check_settings, load_settings, plain, read_settings
 
@@ -62,13 +62,6 @@ class Budgets(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quick(Section):
-    """The small edition of a comparison: this share of every budget."""
-
-    share: OpenFraction
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison(Section):
     """One problem for all optimizers."""
 
@@ -96,25 +89,38 @@ class Comparison(Section):
     tuning_seeds: NonEmptySeeds = (100,)
     evaluations: PositiveInt = 80
     evaluation_chunk_size: PositiveInt = 2000
-    quick: Quick = Quick(share=0.1)
+    # Of every budget, in the quick edition.
+    quick_share: OpenFraction = 0.1
 
     def __post_init__(self) -> None:
         if shared := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(f"tuning_seeds must not be among the seeds, but both have {shared}")
+        if self.budgets.first_order is None and self.budgets.lbfgs is None:
+            raise ValueError("budgets needs first_order or lbfgs: there is nothing to compare with")
+        if self.baselines == ():
+            raise ValueError("baselines is empty; leave it out to have all of them")
+        if self.score[0].startswith("test_"):
+            raise ValueError(f"the test set is not for tuning: with measure {self.measure}, give tune_by another one")
+        if self.score[0].startswith("validation_") != (self.validation_fraction > 0):
+            raise ValueError("tune_by a validation measure and a validation_fraction above 0 need each other")
+        if self.validation_fraction and not isinstance(self.problem, Classification):
+            raise ValueError("validation_fraction is for labelled images (family: classification) alone")
 
     @property
     def score(self) -> tuple[str, bool]:
         """What the baselines are tuned by, and whether more of it is better."""
         if self.tune_by is None:
             return self.measure, self.higher_is_better
-        return self.tune_by, False
+        return self.tune_by, self.higher_is_better and not self.tune_by.endswith("_loss")
+
+    @property
+    def ranks_by_target(self) -> bool:
+        """Whether tuning looks at how soon the target is reached: not if that is seen on the test set."""
+        return self.target is not None and not self.measure.startswith("test_")
 
 
-class Tuned(NamedTuple):
-    """The values chosen for one baseline."""
-
-    label: str
-    values: dict[str, Value]
+_COMPARISON: TypeAdapter[Any] = TypeAdapter(Comparison)
+_BASELINE: TypeAdapter[Any] = TypeAdapter(Baseline)
 
 
 class Row(NamedTuple):
@@ -132,7 +138,7 @@ def load_comparison(path: str | Path) -> Comparison:
     Raises:
       ConfigError: as `load_settings`.
     """
-    return load_settings(TypeAdapter(Comparison), Path(path))
+    return load_settings(_COMPARISON, Path(path))
 
 
 def load_baselines(path: Path = BASELINES) -> tuple[Baseline, ...]:
@@ -146,7 +152,11 @@ def load_baselines(path: Path = BASELINES) -> tuple[Baseline, ...]:
     class File(Section):
         baselines: tuple[Baseline, ...]
 
-    return load_settings(TypeAdapter(File), path).baselines
+    found = load_settings(TypeAdapter(File), path).baselines
+    labels = [OURS, *(baseline.label for baseline in found)]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ConfigError(f"{path}: labels must differ, but {', '.join(repeated)} comes more than once (or is ours)")
+    return found
 
 
 def taking_part(comparison: Comparison, baselines: Sequence[Baseline]) -> list[Baseline]:
@@ -229,19 +239,32 @@ def load_tuned(comparison: Comparison, baselines: Iterable[Baseline], folder: Pa
     """The rows of the baselines with the values chosen for them.
 
     Raises:
-      ConfigError: there is no such file, or it lacks a baseline; the message says how to make it.
+      NotTunedError: there is no such file, it lacks a baseline, or it was made for other settings; the message says how
+        to make it.
     """
     path = tuned_file(comparison, folder)
-    remedy = f"make it with: python -m experiments tune configs/compare/{comparison.name}.yaml"
+    remedy = f"run: python -m experiments tune configs/compare/{comparison.name}.yaml"
     if not path.exists():
-        raise ConfigError(f"{path}: the baselines of {comparison.name} are not tuned yet; {remedy}")
-    chosen = {found["label"]: found["chosen"] for found in read_settings(path)["baselines"]}
+        raise NotTunedError(f"{path}: the baselines of {comparison.name} are not tuned yet; {remedy}")
+    stored = read_settings(path)
+    if stored["tuned_for"] != tuned_for(comparison):
+        raise NotTunedError(f"{path}: {comparison.name} was tuned for another problem, budget or measure; {remedy}")
+    entries = {entry["label"]: entry for entry in stored["baselines"]}
     rows = []
     for baseline in baselines:
-        if baseline.label not in chosen:
-            raise ConfigError(f"{path}: has no '{baseline.label}'; {remedy}")
-        rows.append(row_of(comparison, baseline, chosen[baseline.label]))
+        entry = entries.get(baseline.label)
+        if entry is None or entry["tuned_for"] != plain(_BASELINE, baseline):
+            raise NotTunedError(f"{path}: '{baseline.label}' is not there, or was tuned with another grid; {remedy}")
+        rows.append(row_of(comparison, baseline, entry["chosen"]))
     return rows
+
+
+def tuned_for(comparison: Comparison) -> dict[str, Any]:
+    """The settings of a comparison that what is chosen depends on, as they are stored with it."""
+    settings = plain(_COMPARISON, comparison)
+    budgets = {kind: settings["budgets"][kind] for kind in ("first_order", "lbfgs")}
+    keys = ("problem", "measure", "higher_is_better", "target", "tune_by", "validation_fraction", "tuning_seeds")
+    return {**{key: settings[key] for key in keys}, "budgets": budgets}
 
 
 def title_of(values: Mapping[str, Value]) -> str:

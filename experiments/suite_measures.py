@@ -21,8 +21,10 @@ AXES = {
     "seconds": "seconds",
 }
 TIE = "tie"
-# Values within this share of each other are called equal.
-_EQUAL = 0.02
+# Values within this share of each other are called equal, and any two that only rounding tells from zero.
+_EQUAL, _ROUNDING = 0.02, 1e-15
+# Times within this factor of each other are too near for machines that are shared.
+_NEAR = 1.1
 
 
 class Curve(NamedTuple):
@@ -49,8 +51,8 @@ class Curve(NamedTuple):
         return float(self.values[reached[-1]])
 
     def cost_of(self, target: float, axis: str) -> float:
-        """What it took to be at the target or below for the first time; ∞ if it never was."""
-        reached = np.flatnonzero(self.values <= target)
+        """What it took to be at the target or below for the first time; ∞ if it never was, or if there is none (∞)."""
+        reached = np.flatnonzero((self.values <= target) & math.isfinite(target))
         return float(self.costs[axis][reached[0]]) if len(reached) else math.inf
 
 
@@ -102,11 +104,11 @@ class Outcome(NamedTuple):
 
     @property
     def target(self) -> float:
-        """The given one, or what the best baseline reached from every seed."""
+        """The given one, or what the best baseline reached from every seed that did not diverge; ∞ if all did."""
         given = self.comparison.target
         if given is not None:
             return less_is_better(given, self.comparison.higher_is_better)
-        return max(self.best_baseline.finals)
+        return max(filter(math.isfinite, self.best_baseline.finals), default=math.inf)
 
 
 class Verdict(NamedTuple):
@@ -124,12 +126,12 @@ def less_is_better(value: float, higher_is_better: bool) -> float:
 
 
 def curve_of(result: Result, comparison: Comparison) -> Curve:
-    """The evaluations of a run."""
+    """The evaluations of a run; one that diverged ends at ∞, whatever is left of its measure."""
     rows = [row for row in read_metrics(result.folder) if comparison.measure in row]
-    return Curve(
-        {axis: np.array([row[axis] for row in rows], float) for axis in AXES},
-        np.array([less_is_better(row[comparison.measure], comparison.higher_is_better) for row in rows]),
-    )
+    values = [less_is_better(row[comparison.measure], comparison.higher_is_better) for row in rows]
+    if result.diverged:
+        values[-1] = math.inf
+    return Curve({axis: np.array([row[axis] for row in rows], float) for axis in AXES}, np.array(values))
 
 
 def measure_title(comparison: Comparison) -> str:
@@ -154,12 +156,14 @@ def verdict(outcome: Outcome) -> Verdict:
         return reached
     comparison, ours, best = outcome.comparison, outcome.ours, outcome.best_baseline
     rival, here = best.row.label, ours.median_at(best.seconds)
+    ranges_overlap = _overlap([curve.at(best.seconds) for curve in ours.curves], best.finals)
     at_end, in_time, theirs = (measure_text(comparison, value) for value in (ours.median, here, best.median))
     seconds = f"{seconds_text(ours.seconds)} s against {seconds_text(best.seconds)} s"
-    overlap = " The ranges over the seeds overlap." if _overlap(ours.finals, best.finals) else ""
+    overlap = " The ranges over the seeds overlap." if ranges_overlap else ""
     name = measure_title(comparison)
-    if _equal(here, best.median):
-        return Verdict(TIE, f"A tie of hessian_free and {rival}: {name} {at_end} against {theirs}, in {seconds}.")
+    if _equal(here, best.median) or (comparison.higher_is_better and ranges_overlap):
+        text = f"A tie of hessian_free and {rival}: {name} {in_time} against {theirs} at equal time."
+        return Verdict(TIE, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
     if here < best.median:
         count = len(outcome.baselines)
         beaten = sum(ours.median_at(entry.seconds) < entry.median for entry in outcome.baselines)
@@ -174,32 +178,41 @@ def verdict(outcome: Outcome) -> Verdict:
 
 
 def _sooner(outcome: Outcome) -> Verdict | None:
-    """The verdict on the seconds to a given target; None if it was never reached."""
+    """The verdict on the seconds to a given target; None if it was never reached.
+
+    None too if all the others were stopped before hessian_free reached it: then they have not had its time.
+    """
     comparison, target = outcome.comparison, outcome.target
     costs = {entry.row.label: entry.median_cost(target, "seconds") for entry in outcome.entries}
     order = sorted(costs, key=lambda label: costs[label])
     first = order[0]
-    if not math.isfinite(costs[first]):
+    spent = {entry.row.label: entry.seconds for entry in outcome.entries}
+    if not math.isfinite(costs[first]) or (first == OURS and max(e.seconds for e in outcome.baselines) < costs[first]):
         return None
-    others = [
-        f"{label} {seconds_text(costs[label])} s ({costs[label] / costs[first]:.3g} times)"
-        if math.isfinite(costs[label])
-        else f"{label} never"
-        for label in order[1:]
-    ]
+
+    def cost(label: str) -> str:
+        if not math.isfinite(costs[label]):
+            return f"{label} not in its {seconds_text(spent[label])} s"
+        times = f" ({costs[label] / costs[first]:.3g} times)" if costs[first] > 0 else ""
+        return f"{label} {seconds_text(costs[label])} s{times}"
+
     aim = f"{measure_title(comparison)} {measure_text(comparison, target)}"
-    wins = "wins" if first == OURS else "wins here"
-    text = f"{first} {wins}: it reaches {aim} in {seconds_text(costs[first])} s; {', '.join(others)}."
-    return Verdict(first, text + _fewer_examples(outcome))
+    others = ", ".join(cost(label) for label in order[1:])
+    text = f"it reaches {aim} in {seconds_text(costs[first])} s; {others}.{_other_costs(outcome)}"
+    if costs[order[1]] <= _NEAR * costs[first]:
+        return Verdict(TIE, f"A tie of {first} and {order[1]}, too near to tell: {text}")
+    return Verdict(first, f"{first} wins{'' if first == OURS else ' here'}: {text}")
 
 
-def _fewer_examples(outcome: Outcome) -> str:
-    """What the target cost hessian_free and the best of the others in examples."""
-    costs = {entry.row.label: entry.median_cost(outcome.target, "examples") for entry in outcome.entries}
-    rivals = {label: cost for label, cost in costs.items() if label != OURS}
-    best = min(rivals, key=lambda label: rivals[label])
+def _other_costs(outcome: Outcome) -> str:
+    """What the target cost hessian_free and the best of the others in examples and in gradient-equivalents."""
     count = lambda cost: f"{cost:,.0f}" if math.isfinite(cost) else "never enough"  # noqa: E731
-    return f" Examples: hessian_free {count(costs[OURS])}, {best} {count(rivals[best])}."
+    text = ""
+    for axis in ("examples", "gradient_equivalents"):
+        costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.entries}
+        best = min((label for label in costs if label != OURS), key=lambda label: costs[label])
+        text += f" {AXES[axis].capitalize()}: hessian_free {count(costs[OURS])}, {best} {count(costs[best])}."
+    return text
 
 
 def _overlap(ours: Sequence[float], theirs: Sequence[float]) -> bool:
@@ -207,7 +220,8 @@ def _overlap(ours: Sequence[float], theirs: Sequence[float]) -> bool:
 
 
 def _equal(a: float, b: float) -> bool:
-    return a == b or (math.isfinite(a) and math.isfinite(b) and abs(a - b) <= _EQUAL * max(abs(a), abs(b)))
+    near = _EQUAL * max(abs(a), abs(b)) + _ROUNDING
+    return a == b or (math.isfinite(a) and math.isfinite(b) and abs(a - b) <= near)
 
 
 def seconds_text(value: float) -> str:
@@ -229,7 +243,8 @@ def profile(outcomes: Sequence[Outcome], axis: str) -> dict[str, tuple[np.ndarra
         costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.entries}
         least = min(costs.values())
         for label, cost in costs.items():
-            ratios.setdefault(label, []).append(cost / least if math.isfinite(cost) else math.inf)
+            ratio = 1.0 if cost == least else cost / least if least > 0 else math.inf
+            ratios.setdefault(label, []).append(ratio if math.isfinite(cost) else math.inf)
     found = {}
     for label, values in ratios.items():
         solved = np.sort([value for value in values if math.isfinite(value)])

@@ -28,15 +28,21 @@ from experiments.suite_measures import (
 )
 
 _METHOD = """
-hessian_free runs at its defaults, the same on every problem. Every baseline is tuned on every problem: a grid of
-learning rates and one more number, extended where the best is at an edge, by successive halving with the same budget
-for each trial and with seeds that are not those of the comparison (configs/tuned). The learning rates of first-order
-methods fall to zero along a cosine, but for SGD where tuning preferred a constant one. A gradient-equivalent is one
-gradient of the whole training set, or one curvature-vector product on it; evaluations of the loss alone are not
-counted, but their seconds are. Seconds are those of the steps, on one core; compilation and evaluations of whole sets
-are apart. A verdict compares medians over the seeds at equal time: each baseline at the end of its schedule,
-hessian_free at that time or at its own end, whichever is earlier. The target of a problem is, if none is given, what
-the best baseline reached from every seed.
+hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are
+for the others. Every baseline is tuned on every problem (configs/tuned): a grid of two settings, the learning rate
+and one more, by successive halving with the same budget for each trial, and with seeds that are not those of the
+comparison. As long as the best learning rate of the first round is at an edge of the grid, the grid grows, at most
+four times. Learning rates fall to zero along a cosine, unless a constant one was tuned. An example is one that a step
+takes its gradient on. A gradient-equivalent is one gradient of the whole training set, or one curvature-vector
+product on it, line searches of L-BFGS included; evaluations of the loss alone are not counted, but their seconds are.
+Seconds are those of the steps, in a process with one CPU core to itself unless there is an accelerator; evaluations
+of whole sets are apart, and so is compiling, which is that of the first seed, and little where a tuning had compiled
+the same program. A step of a first-order method bears about a tenth of a millisecond of Python, which on the smallest
+problems is most of it. Where a target is given, the verdict goes to who reaches it first. Else it compares medians
+over the seeds at equal time: each baseline at the end of its schedule, hessian_free at that time or at its own end,
+whichever is earlier. Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a target within
+10 %. Where no target is given, it is what the best baseline reached from every seed; baselines reach that at the end
+of their schedules, which a performance profile should be read with.
 """
 
 
@@ -63,7 +69,7 @@ def write_page(suite: Suite, out: Path, command: str, console: Console) -> tuple
         page.figure(
             draw_profiles(suite.outcomes, labels, out / "profiles.png"),
             "Share of problems whose target is reached within τ times the least cost of any optimizer "
-            "(performance profiles of Dolan and Moré); higher is better.",
+            "(performance profiles of Dolan and Moré), of the problems that it took part in; higher is better.",
         )
     page.paragraph(" ".join(_METHOD.split()))
     for outcome, found in zip(suite.outcomes, verdicts, strict=True):
@@ -84,7 +90,7 @@ def _summary(page: Page, suite: Suite, verdicts: Sequence[Verdict]) -> None:
     others = wins.total() - wins[OURS] - wins[TIE]
     count = f"Of {wins.total()} problems, "
     counted = f"{count}hessian_free wins {wins[OURS]}, ties {wins[TIE]} and loses {others}."
-    page.paragraph(counted + (f" {len(suite.missing)} could not run for want of data." if suite.missing else ""))
+    page.paragraph(counted + (f" {len(suite.missing)} were not run; see below." if suite.missing else ""))
     columns = ("problem", "measure", "hessian_free", "best baseline", "", "winner", "time ratio")
     rows = []
     for outcome, found in zip(suite.outcomes, verdicts, strict=True):
@@ -112,11 +118,20 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     page.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     tuned = "; ".join(f"{e.row.label}: {title_of(e.row.tuned)}" for e in outcome.baselines if e.row.tuned)
     seeds = ", ".join(str(seed) for seed in (result.summary["seed"] for result in outcome.ours.results))
+    batches = {entry.row.label: entry.row.settings["batches"] for entry in outcome.entries}
+    sizes = "; ".join(f"{label}: {_batch(of)}" for label, of in batches.items())
+    diverged = sum(result.diverged for entry in outcome.entries for result in entry.results)
     page.paragraph(
+        f"Batches: {sizes}. {diverged} of {sum(len(entry.results) for entry in outcome.entries)} runs diverged. "
         f"Seeds {seeds}. Target: {measure_title(comparison)} {measure_text(comparison, outcome.target)}. "
         f"{outcome.ours.results[0].summary['parameters']:,} parameters. Tuned settings: {tuned}."
     )
     page.paragraph(f"Reference: {comparison.reference}")
+
+
+def _batch(settings: Mapping[str, Any]) -> str:
+    gradient, curvature = settings["gradient"], settings["curvature"]
+    return str(gradient) if curvature == "same" else f"{gradient}, curvature {curvature}"
 
 
 def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
@@ -124,24 +139,29 @@ def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
     comparison, summaries = outcome.comparison, [result.summary for result in entry.results]
     of = lambda name: statistics.median_high([summary[name] for summary in summaries])  # noqa: E731
     text = lambda value: measure_text(comparison, value)  # noqa: E731
-    finals = sorted(entry.finals, reverse=comparison.higher_is_better)
+    finals = sorted(entry.finals)
     to_target = {axis: entry.median_cost(outcome.target, axis) for axis in ("examples", "seconds")}
     there = sum(math.isfinite(curve.cost_of(outcome.target, "seconds")) for curve in entry.curves)
     return {
         "optimizer": entry.row.label,
-        measure_title(comparison): text(entry.median),
-        "best … worst": f"{text(finals[0])} … {text(finals[-1])}",
         "train loss": f"{of('train_loss'):.3g}",
         metric_title(summaries[0]): _median_metric(summaries),
+        measure_title(comparison): text(entry.median),
+        "best … worst": f"{text(finals[0])} … {text(finals[-1])}",
         "steps": f"{of('steps'):,}",
         "examples": f"{statistics.median(curve.costs['examples'][-1] for curve in entry.curves):,.0f}",
         "gradient-eq.": f"{of('gradient_equivalents'):,.0f}",
-        "seconds": seconds_text(entry.seconds),
+        "seconds": _range_of_seconds(entry),
         "compiling (s)": seconds_text(summaries[0]["compile_seconds"]),
         "to target (examples)": f"{to_target['examples']:,.0f}" if math.isfinite(to_target["examples"]) else "–",
         "to target (s)": seconds_text(to_target["seconds"]) if math.isfinite(to_target["seconds"]) else "–",
         "seeds there": f"{there} of {len(entry.curves)}",
     }
+
+
+def _range_of_seconds(entry: Entry) -> str:
+    least, *_, greatest = sorted(curve.seconds for curve in [*entry.curves, *entry.curves])
+    return f"{seconds_text(entry.seconds)} ({seconds_text(least)} … {seconds_text(greatest)})"
 
 
 def _median_metric(summaries: Sequence[Mapping[str, Any]]) -> str:

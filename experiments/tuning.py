@@ -18,13 +18,15 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
+from experiments.errors import RunError
 from experiments.pool import COMPILED, Task, Workers, pool
 from experiments.recording import described_environment
 from experiments.runner import Result
 from experiments.section import slug
-from experiments.settings_file import to_yaml
+from experiments.settings_file import plain, to_yaml
 from experiments.suite_file import (
     TUNED,
     Baseline,
@@ -38,13 +40,14 @@ from experiments.suite_file import (
     taking_part,
     title_of,
     tuned_file,
+    tuned_for,
 )
 from experiments.suite_measures import curve_of, less_is_better
 
 SHARES = (1 / 9, 1 / 3, 1.0)
-_KEPT = 3  # one in so many goes on
+_KEPT, _FEWEST = 3, 2  # one in so many goes on, and no fewer than two, for no other to have a say
 _EXTENSIONS = 4  # at most, of one grid
-_RATE = "learning_rate"
+_RATE, _EFFORT = "learning_rate", "gradient_equivalents"
 _RUNS = "tuning"  # the folder of the runs
 
 
@@ -77,7 +80,26 @@ class Search:
     def survivors(self, share: float) -> list[dict[str, Value]]:
         """The candidates that go on from this share."""
         tried = sum(trial.share == share for trial in self.trials)
-        return [trial.values for trial in self.best(share, math.ceil(tried / _KEPT))]
+        return [trial.values for trial in self.best(share, max(_FEWEST, math.ceil(tried / _KEPT)))]
+
+    @property
+    def chosen(self) -> Trial:
+        """The best with the whole budget.
+
+        Raises:
+          RunError: all of them diverged.
+        """
+        best = self.best(SHARES[-1])[0]
+        if not math.isfinite(best.score):
+            raise RunError(
+                f"{self.baseline.label}: every candidate with the whole budget diverged; give it another grid"
+            )
+        return best
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen learning rate is the least or the greatest tried."""
+        return len(self.rates) > 1 and self.chosen.values[_RATE] in (self.rates[0], self.rates[-1])
 
     def beyond(self) -> list[dict[str, Value]]:
         """Candidates beyond the edge that the best learning rate of the first round lies at, if it does."""
@@ -146,10 +168,8 @@ def search(comparison: Comparison, baselines: Sequence[Baseline], workers: Worke
 
 def describe(found: Search) -> str:
     """What was chosen, and from how many."""
-    best = found.best(SHARES[-1])[0]
-    rates = found.rates
-    at_edge = len(rates) > 1 and best.values[_RATE] in (rates[0], rates[-1])
-    edge = "; its learning rate is at an edge of what was tried" if at_edge else ""
+    edge = "; its learning rate is at an edge of what was tried" if found.at_edge else ""
+    best = found.chosen
     return f"{found.baseline.label}: {title_of(best.values)} scores {best.score:.4g}, of {len(found.trials)} runs{edge}"
 
 
@@ -183,8 +203,8 @@ def _task(
 def score(comparison: Comparison, results: Sequence[Result]) -> float:
     """Median over the seeds of what the comparison tunes by, so that less is better; ∞ for a run that diverged.
 
-    Where the comparison has a target, what matters is how soon it is reached: a run that reaches it has the share of
-    its examples that this took, less two, which is below every value of the others.
+    Where the comparison has a target that the training set tells of, what matters is how soon it is reached: a run that
+    reaches it has the share of its gradient-equivalents that this took, less two, which is below every other value.
     """
     return statistics.median(_score(comparison, result) for result in results)
 
@@ -194,29 +214,30 @@ def _score(comparison: Comparison, result: Result) -> float:
     value = result.summary[name]
     if result.diverged or not math.isfinite(value):
         return math.inf
-    if comparison.target is not None:
+    if comparison.target is not None and comparison.ranks_by_target:
         curve = curve_of(result, comparison)
-        soon = curve.cost_of(less_is_better(comparison.target, comparison.higher_is_better), "examples")
+        soon = curve.cost_of(less_is_better(comparison.target, comparison.higher_is_better), _EFFORT)
         if math.isfinite(soon):
-            return soon / float(curve.costs["examples"][-1]) - 2
+            return soon / float(curve.costs[_EFFORT][-1]) - 2
     return -value if higher_is_better else value
 
 
 def _yaml(path: str, comparison: Comparison, searches: Sequence[Search], environment: str) -> str:
     name, higher_is_better = comparison.score
-    sooner = "" if comparison.target is None else "; below -1: the target was reached, and the sooner the less"
+    sooner = "; below -1: the target was reached, and the sooner the less" if comparison.ranks_by_target else ""
     found: dict[str, Any] = {
         "comparison": comparison.name,
         "command": f"python -m experiments tune {path}",
         "date": date.today().isoformat(),
         "environment": environment,
         "score": f"median {'-' if higher_is_better else ''}{name}, less is better{sooner}",
-        "seeds": list(comparison.tuning_seeds),
-        "validation_fraction": comparison.validation_fraction,
+        "tuned_for": tuned_for(comparison),
         "baselines": [
             {
                 "label": search.baseline.label,
-                "chosen": search.best(SHARES[-1])[0].values,
+                "tuned_for": plain(TypeAdapter(Baseline), search.baseline),
+                "chosen": search.chosen.values,
+                "at_edge": search.at_edge,
                 "trials": [
                     {"share": round(trial.share, 4), **trial.values, "score": float(f"{trial.score:.6g}")}
                     for trial in search.trials

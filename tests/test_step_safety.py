@@ -192,3 +192,29 @@ def test_no_full_batch_rejects_the_same_step_for_ever():
     for _ in range(60):
         params, state = step(params, state)
     assert value_fn(params) < 1e-4 * start
+
+
+@pytest.mark.float32
+def test_after_many_faulty_batches_training_goes_on():
+    """Each takes trust away, down to steps whose decrease is lost in the rounding of f."""
+    key = jax.random.key(0)
+    inputs, weights = jax.random.normal(key, (64, 5)), jax.random.normal(jax.random.key(1), (5, 1))
+    targets = jnp.tanh(inputs @ weights) + 2.5
+    objective = hfopt.Objective(lambda p, x: jnp.tanh(x @ p["w"]) + p["b"], optax.losses.squared_error)
+    tx = hfopt.hessian_free()
+
+    @jax.jit
+    def step(params, state, inputs):
+        value_fn = objective.bind((inputs, targets))
+        value, grad = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    params = {"w": jnp.zeros((5, 1)), "b": jnp.zeros(())}
+    state = tx.init(params)
+    for _ in range(9):
+        params, state = step(params, state, inputs * jnp.nan)
+    start = objective.bind((inputs, targets))(params)
+    for _ in range(60):
+        params, state = step(params, state, inputs)
+    assert objective.bind((inputs, targets))(params) < 0.01 * start

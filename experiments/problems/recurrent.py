@@ -61,6 +61,7 @@ def build_recurrent(settings: problem_config.Recurrent) -> Problem:
         loss=sequence_loss(settings.task),
         metric=Metric(name="solved", measure=partial(solved, settings.task), format="{:.2%}", higher_is_better=True),
         l2=settings.l2,
+        precision=settings.precision,
     )
 
 

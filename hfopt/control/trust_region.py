@@ -129,7 +129,8 @@ class Earned:
       clip((f_new(θ − s) − f_new(θ)) / −m, ±1): μ ← 3/2 μ if q > ¾, and μ ← max(μ/2, min(μ, 1)) if q < ½, so that a
       lack of evidence takes back what was earned and no more;
     - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ¾, down to a floor, and μ/8 if the step was
-      rejected, far below that, so that no full batch rejects the same step for ever; below 1, μ ← 3/2 μ while ρ > 0.9.
+      rejected, far below that, lest a full batch reject the same step for ever; below 1, μ ← 3/2 μ while ρ > 0.9.
+      Below the floor a step may be too short for its decrease to show in the rounding of f: then μ ← 8 μ.
 
     On a full batch q averages ρ, and this is an ordinary trust region that soon stops binding. On small batches near
     their noise floor q → 0 whatever κ is, and μ stays at 1, where the bound is small enough to be safe.
@@ -218,4 +219,6 @@ class Earned:
             landing=landing.astype(level.dtype),
             predicted=jnp.maximum(-outcome.predicted, 0),
         )
-        return optax.tree.where(outcome.informative, after, state._replace(predicted=jnp.zeros_like(state.predicted)))
+        longer = jnp.where(state.level < self._FLOOR, jnp.minimum(8 * state.level, self._FLOOR), state.level)
+        unseen = state._replace(level=longer, predicted=jnp.zeros_like(state.predicted))
+        return optax.tree.where(outcome.informative, after, unseen)

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from experiments import suite
 from experiments.__main__ import main
 from experiments.errors import DataError
 from experiments.recording import read_metrics
+from experiments.settings_file import plain, to_yaml
+from experiments.suite_file import Baseline, load_baselines, load_comparison, taking_part, tuned_for
 from tests.experiments.conftest import ROOT
 
 COMPARISON = """
@@ -36,11 +39,6 @@ baselines:
   - {label: Adam, optimizer: adam, set: {schedule: cosine}, tune: {learning_rate: [0.01]}}
   - {label: SGD, optimizer: sgd, tune: {learning_rate: [0.1]}}
 """
-TUNED = """
-baselines:
-- {label: Adam, chosen: {learning_rate: 0.01}}
-- {label: SGD, chosen: {learning_rate: 0.1}}
-"""
 TIMES = ("seconds", "compiling (s)", "to target (s)", "time ratio", "winner", "best baseline", "")
 
 
@@ -50,12 +48,28 @@ def project(tmp_path, monkeypatch):
     for name in ("one", "two"):
         path = tmp_path / "configs/compare" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(COMPARISON.format(name=name, steps=6 if name == "one" else 8), encoding="utf-8")
-        (tmp_path / "configs/tuned").mkdir(exist_ok=True)
-        (tmp_path / "configs/tuned" / f"{name}.yaml").write_text(TUNED, encoding="utf-8")
+        path.write_text(COMPARISON.format(name=name, steps=20 if name == "one" else 40), encoding="utf-8")
     (tmp_path / "configs/baselines.yaml").write_text(BASELINES, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    tuned_as_asked(tmp_path)
     return tmp_path
+
+
+def tuned_as_asked(folder: Path) -> None:
+    """Stores the only candidate of every baseline as what was chosen."""
+    (folder / "configs/tuned").mkdir(exist_ok=True)
+    for path in (folder / "configs/compare").glob("*.yaml"):
+        comparison = load_comparison(path)
+        entries = [
+            {
+                "label": baseline.label,
+                "tuned_for": plain(TypeAdapter(Baseline), baseline),
+                "chosen": baseline.candidates()[0],
+            }
+            for baseline in taking_part(comparison, load_baselines())
+        ]
+        stored = {"tuned_for": tuned_for(comparison), "baselines": entries}
+        (folder / "configs/tuned" / path.name).write_text(to_yaml(stored), encoding="utf-8")
 
 
 def compare(folder: str, *options: str) -> list[str]:
@@ -139,7 +153,7 @@ def test_the_quick_edition_has_one_seed_and_a_tenth_of_the_steps_and_says_so(pro
     assert "quick edition" in (project / "runs/page/index.md").read_text()
     runs = sorted((project / "runs/quick").glob("*/*/*"))
     assert len(runs) == 2 * 3
-    assert {read_metrics(run)[-1]["step"] for run in runs} == {1}
+    assert {read_metrics(run)[-1]["step"] for run in runs} == {2, 4}
 
 
 def test_a_problem_without_its_data_is_named_on_the_page_and_in_the_exit_code(project, capsys, monkeypatch):
@@ -152,7 +166,26 @@ def test_a_problem_without_its_data_is_named_on_the_page_and_in_the_exit_code(pr
     page = (project / "page/index.md").read_text()
     assert "## Tiny one" in page
     assert "Not run: MNIST was not found" in page
-    assert "for want of its data" in capsys.readouterr().out
+    assert "Tiny one: not run: MNIST was not found" in capsys.readouterr().out
+
+
+def test_what_was_tuned_for_other_settings_is_not_used(project, capsys):
+    path = project / "configs/compare/one.yaml"
+    path.write_text(path.read_text().replace("hidden: [4]", "hidden: [5]"), encoding="utf-8")
+    assert main(["compare", "configs/compare/one.yaml", "--runs-dir", "runs", "--out", "page", "--jobs", "1"]) == 1
+    assert "was tuned for another problem, budget or measure; run: python" in capsys.readouterr().out.replace("\n", " ")
+    (project / "configs/tuned/one.yaml").unlink()
+    assert main(["compare", "configs/compare/one.yaml", "--runs-dir", "runs", "--out", "page", "--jobs", "1"]) == 1
+    assert "are not tuned yet" in (project / "page/index.md").read_text()
+
+
+def test_a_measure_that_is_not_recorded_is_refused_before_anything_runs(project, capsys):
+    path = project / "configs/compare/one.yaml"
+    path.write_text(path.read_text() + "measure: train_acuracy\n", encoding="utf-8")
+    tuned_as_asked(project)
+    assert main(["compare", "configs/compare/one.yaml", "--runs-dir", "runs", "--out", "page", "--jobs", "1"]) == 2
+    assert "there are train_loss, train_accuracy, test_loss, test_accuracy" in capsys.readouterr().err
+    assert not (project / "runs").exists()
 
 
 def test_options_that_mean_nothing_for_comparisons_are_refused(project, capsys):

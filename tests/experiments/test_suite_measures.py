@@ -103,15 +103,43 @@ class TestVerdict:
         assert verdict(found).winner == "A"
         given = verdict(found._replace(comparison=replace(COMPARISON, target=1.0)))
         assert given.winner == OURS
-        assert "it reaches train loss 1 in 2.0 s; A 4.0 s (2 times), B never" in given.text
-        assert "Examples: hessian_free 1, A 4." in given.text
+        assert "it reaches train loss 1 in 2.0 s; A 4.0 s (2 times), B not in its 1.0 s" in given.text
+        assert "Examples seen: hessian_free 1, A 4. Gradient-equivalents: hessian_free 2, A 8." in given.text
         out_of_reach = found._replace(comparison=replace(COMPARISON, target=0.01))
         assert verdict(out_of_reach) == verdict(found)
 
-    def test_ranges_that_overlap_are_pointed_out(self):
-        ours = [curve(9.0, value) for value in (1.0, 1.1, 3.0)]
+    def test_ranges_that_overlap_at_equal_time_are_pointed_out(self):
+        ours = [curve(9.0, value, 0.5) for value in (1.0, 1.1, 3.0)]
         assert "ranges over the seeds overlap" in verdict(outcome(ours, A=[curve(9.0, 2.0)] * 3)).text
         assert "overlap" not in verdict(outcome(ours[:2], A=[curve(9.0, 2.0)] * 3)).text
+
+    def test_accuracies_whose_ranges_overlap_tie(self):
+        found = outcome([curve(0.9, value) for value in (0.01, 0.02, 0.03)], A=[curve(0.9, 0.025)] * 3)
+        assert verdict(found).winner == OURS
+        assert verdict(found._replace(comparison=replace(COMPARISON, higher_is_better=True))).winner == TIE
+
+    def test_what_only_rounding_tells_from_zero_ties(self):
+        assert verdict(outcome([curve(9.0, -3e-19)], A=[curve(9.0, 1e-17)])).winner == TIE
+
+    def test_a_target_is_not_won_while_the_others_had_less_time_nor_by_a_hair(self):
+        ours, soon, late = [curve(9.0, 8.0, 1.0)], [curve(9.0, 2.0)], [curve(9.0, 8.0, 1.0, seconds=1.05)]
+        given = replace(COMPARISON, target=1.0)
+        short = outcome(ours, A=soon)._replace(comparison=given)
+        assert verdict(short).winner != OURS
+        assert verdict(outcome(ours, A=late)._replace(comparison=given)).winner == TIE
+
+    def test_a_target_that_is_met_at_the_start_divides_by_nothing(self):
+        found = outcome([curve(1.0, 0.5)], A=[curve(1.0, 0.9)])._replace(comparison=replace(COMPARISON, target=2.0))
+        assert verdict(found).text
+        assert all((ratios == 1).all() for ratios, _ in profile([found], "seconds").values())
+
+
+def test_without_a_finite_result_of_the_baselines_there_is_no_target():
+    found = outcome([curve(9.0, 1.0)], A=[curve(9.0, math.inf), curve(9.0, math.inf)])
+    assert found.target == math.inf
+    assert found.ours.median_cost(found.target, "seconds") == math.inf
+    assert all(len(ratios) == 0 for ratios, _ in profile([found], "seconds").values())
+    assert outcome([curve(9.0)], A=[curve(9.0, 1.0), curve(9.0, 2.0), curve(9.0, math.inf)]).target == 2.0
 
 
 def test_a_performance_profile_counts_problems_within_a_multiple_of_the_least_cost():
@@ -135,6 +163,8 @@ def test_a_band_has_medians_and_ranges_and_leaves_out_what_no_logarithm_shows():
     runs = [curve(9.0, 3.0, 1.0), curve(9.0, 5.0, math.inf), curve(9.0, 4.0)]
     x, middle, low, high = band(entry("a", *runs), "seconds")
     np.testing.assert_array_equal(x, [1.0, 2.0])
+    np.testing.assert_array_equal(middle, [4.0, 4.0])
     np.testing.assert_array_equal(low, [3.0, 1.0])
-    np.testing.assert_array_equal(high, [5.0, 4.0])
-    assert middle[0] == 4.0
+    np.testing.assert_array_equal(high, [5.0, np.nan])
+    _, solved, _, _ = band(entry("a", curve(9.0, 0.0, 0.0)), "seconds", least=0.5)
+    np.testing.assert_array_equal(solved, [0.5, 0.5])

@@ -11,7 +11,16 @@ from experiments.errors import ConfigError
 from experiments.optimizer_config import LBFGS, Adam
 from experiments.runner import Result
 from experiments.settings_file import read_settings
-from experiments.suite_file import config_of, load_baselines, load_comparison, load_tuned, ours, row_of, taking_part
+from experiments.suite_file import (
+    config_of,
+    load_baselines,
+    load_comparison,
+    load_tuned,
+    ours,
+    row_of,
+    taking_part,
+    tuned_file,
+)
 from tests.experiments.conftest import ROOT
 
 COMPARISON = """
@@ -71,7 +80,7 @@ def test_the_best_of_all_candidates_is_chosen_also_beyond_the_edge_of_the_grid(f
     best = min((t for t in tried if t[0] <= 0.5), key=lambda t: abs(math.log10(t[0] / 0.003)) + (t[1] - 0.99) ** 2)
     assert adam["chosen"] == {"learning_rate": best[0], "b2": best[1]} == {"learning_rate": 0.001, "b2": 0.99}
     assert min(tried)[0] == 0.0001  # one beyond the best shows that there is nothing better
-    assert found["seeds"] == [100, 101]
+    assert found["tuned_for"]["tuning_seeds"] == [100, 101]
     assert {trial["score"] for trial in adam["trials"] if trial["learning_rate"] == 1.0} == {math.inf}
 
 
@@ -120,7 +129,7 @@ def test_runs_have_their_share_of_the_budget_and_the_seeds_of_the_tuning(files, 
 def test_what_was_chosen_is_what_the_comparison_runs(files, stand_in, console):
     comparison = load_comparison(files / "tiny.yaml")
     baselines = taking_part(comparison, load_baselines(files / "baselines.yaml"))
-    with pytest.raises(ConfigError, match="not tuned yet; make it with: python -m experiments tune"):
+    with pytest.raises(ConfigError, match="not tuned yet; run: python -m experiments tune"):
         load_tuned(comparison, baselines, files / "tuned")
     stand_in(distance)
     (files / "tuned").mkdir()
@@ -147,6 +156,9 @@ def test_a_budget_goes_to_its_kind_of_optimizer(files):
         ("tuning_seeds: [100, 101]", "tuning_seeds: [0]", "tuning_seeds must not be among the seeds"),
         ("baselines: [Adam]", "baselines: [Adan]", "there is no baseline 'Adan'; there are Adam, L-BFGS"),
         ("hessian_free: {steps: 3}", "hessian_free: {steps: 3, preset: simplenn}", "preset: unknown key"),
+        ("baselines: [Adam]", "baselines: []", "baselines is empty"),
+        ("baselines: [Adam]", "measure: test_accuracy", "the test set is not for tuning"),
+        ("baselines: [Adam]", "tune_by: validation_loss", "need each other"),
         ("lbfgs: {steps: 12}", "lbfgs: {steps: 12, batches: {curvature: 5}}", "has no use in L-BFGS"),
     ],
 )
@@ -158,15 +170,14 @@ def test_a_wrong_file_gets_one_message(files, old, new, message):
 
 
 def test_the_committed_files_of_baselines_and_comparisons_fit_each_other():
-    """Every comparison of the results has its tuning, for every baseline that takes part; all others can be tuned."""
+    """Every comparison can be tuned; a tuning that is stored is for the settings that its comparison has."""
     baselines, folder = load_baselines(ROOT / "configs/baselines.yaml"), ROOT / "configs/compare"
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         comparison = load_comparison(path)
         assert comparison.name == path.stem
         part = taking_part(comparison, baselines)
-        if path.parent == folder:
-            rows = load_tuned(comparison, part, ROOT / "configs/tuned")
-        else:
-            rows = [row_of(comparison, baseline, baseline.candidates()[0]) for baseline in part]
+        rows = [row_of(comparison, baseline, baseline.candidates()[0]) for baseline in part]
+        if tuned_file(comparison, ROOT / "configs/tuned").exists():
+            rows += load_tuned(comparison, part, ROOT / "configs/tuned")
         for row in (ours(comparison), *rows):
             config_of(comparison, row, seed=0)
