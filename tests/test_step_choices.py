@@ -22,6 +22,7 @@ def _rows(case, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_step_is_judged_on_the_evaluation_batch():
     case = CASES["mlp-softmax-integer"]()
     part = _rows(case, slice(0, 3))

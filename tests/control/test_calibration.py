@@ -66,6 +66,7 @@ def test_the_trust_region_does_not_enter_the_trials():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_first_batch_that_is_not_finite_does_not_calibrate():
     case = CASES["mlp-softmax-integer"]()
     inputs, *rest = case.batch

@@ -55,6 +55,7 @@ def test_diagonals_are_unbiased_and_their_standard_errors_right():
     np.testing.assert_array_equal(exact.standard_error, 0)
 
 
+@pytest.mark.slow
 def test_a_network_has_the_shapes_of_its_parameters():
     case = CASES["mlp-softmax-integer"]()
     operator = hfopt.gauss_newton(case.objective.bind(case.batch, chunk_size=3), case.params)

@@ -62,6 +62,7 @@ def test_the_penalty_is_seen_by_the_parameters_it_is_on():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_layers_of_a_piecewise_linear_network_have_the_same_block_in_both_matrices():
     keys = jax.random.split(jax.random.key(0), 8)
     shapes = {"first": (3, 5), "second": (5, 4), "third": (4, 2)}

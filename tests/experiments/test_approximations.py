@@ -53,6 +53,7 @@ def exponent(distances):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_identities_hold_exactly(of):
     for setting in of.values():
         errors = identities(setting, KEY)

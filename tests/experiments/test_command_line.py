@@ -51,7 +51,7 @@ def test_show_prints_the_whole_configuration_with_overrides(small_file, tmp_path
     ("arguments", "message"),
     [
         (["--set", "problm.l2=1"], "with the command line: problm: unknown key; did you mean 'problem'?"),
-        (["--optimizer", "adm"], "optimizer: should be 'hessian_free', 'adam' or 'sgd', got 'adm'"),
+        (["--optimizer", "adm"], "optimizer: should be 'hessian_free', 'adam', 'adamw',"),
         (["--seed", "x"], "seed: should be a valid integer, got 'x'"),
         (["--set", "optimizers.adam.batches.gradient=500"], "gradient is 500, but there are 200 training examples"),
         (["--data-dir", "nowhere", "--set", "problem.data={name: mnist}"], "--data-dir is nowhere, which is not a"),

@@ -140,6 +140,7 @@ def test_an_output_depends_on_its_character_and_those_before_alone():
         assert (moved[position:] > 0).all()
 
 
+@pytest.mark.slow
 def test_the_transformer_is_its_matrix_products():
     model = Transformer(symbols=13, outputs=12, length=6, layers=1, width=8, heads=2)
     symbols = np.random.default_rng(0).integers(13, size=(3, 6))

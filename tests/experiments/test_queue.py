@@ -23,6 +23,7 @@ def one_by_one(plan):
     return replace(plan, optimizer=replace(plan.optimizer, queued_steps=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -43,6 +43,7 @@ def test_one_loop_serves_every_optimizer_and_reports_the_value_of_its_function(t
     assert ("products" in metrics) == (tx is SMALL)
 
 
+@pytest.mark.slow
 def test_all_of_a_step_sees_one_mask_and_the_next_step_another():
     state, train_step = new_state(), linen.make_train_step(CROSS_ENTROPY, donate=False, **TRAINING)
     after, metrics = train_step(state, batch())
@@ -87,6 +88,7 @@ def test_statistics_move_once_by_the_training_pass():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_chunks_move_them_once_too_by_the_mean_of_their_statistics():
     train_step = linen.make_train_step(CROSS_ENTROPY, donate=False, bind={"chunk_size": 8}, **TRAINING)
     state = new_state()
@@ -105,6 +107,7 @@ def test_a_rejected_step_leaves_them_alone():
         jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_curvature_may_take_the_running_statistics():
     state = new_state()

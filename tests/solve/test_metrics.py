@@ -101,6 +101,7 @@ def test_structural_damping_is_the_gauss_newton_matrix_of_the_hidden_states(chun
     np.testing.assert_allclose(dense, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_step_with_structural_damping_solves_the_dense_system():
     params, objective, batch = _recurrent()
     case = Case(objective.predict, objective.loss, params, batch, l2=0.01)

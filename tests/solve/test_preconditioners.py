@@ -262,6 +262,7 @@ def test_low_precision_parameters_keep_their_dtypes(choice):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
 
 
+@pytest.mark.slow
 @pytest.mark.float32
 def test_nystrom_survives_float32():
     """Rank-deficient and with a condition number beyond float32: a Cholesky factor of the core would break down."""
