@@ -8,6 +8,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from experiments.config import Config
 from experiments.config_file import load_config
 from experiments.curvature import LARGEST, MOST_DENSE, Curvature, Spectrum, compute, trained
 from experiments.errors import ExperimentError, RunError
-from experiments.problems.build import build_problem
+from experiments.problems.build import build_problem, numerics
 from experiments.problems.problem import Problem
 from experiments.recording import environment, read_metrics, to_json
 from experiments.report_page import Page
@@ -47,12 +48,19 @@ def main(target: Path, overrides: list[str], *, runs: Path, data_dir: str | None
         target = result.folder
     elif overrides:
         raise ExperimentError(f"{target} is a run with settings of its own: leave out --set, --optimizer and --seed")
-    began = time.perf_counter()
     config, parameters = trained(target)
+    with numerics(config.problem):
+        return _report(target, config, parameters, data_dir, console)
+
+
+def _report(
+    target: Path, config: Config, parameters: Callable[[Problem], Any], data_dir: str | None, console: Console
+) -> Path:
+    began = time.perf_counter()
     problem = build_problem(config.problem, data_dir)
     say = lambda text: console.print(f"  {text}", highlight=False)  # noqa: E731
     count = len(problem.dataset.train)
-    console.print(f"Curvature of {target} over {count:,} training images", highlight=False, soft_wrap=True)
+    console.print(f"Curvature of {target} over {count:,} training examples", highlight=False, soft_wrap=True)
     curvature = compute(problem, parameters(problem), config.recording.evaluation_chunk_size, say)
     folder = target / _FOLDER
     folder.mkdir(exist_ok=True)
@@ -138,7 +146,7 @@ def _page(config: Config, problem: Problem, curvature: Curvature, run_folder: Pa
     title = f"Curvature of {config.name}, trained by {config.optimizer}, seed {config.seed}"
     parameters = sum(curvature.layers.values())
     page = Page(
-        title, f"{parameters:,} parameters; the objective over all {count:,} training images, penalty included."
+        title, f"{parameters:,} parameters; the objective over all {count:,} training examples, penalty included."
     )
     page.paragraph(f"{str(point.verdict).capitalize()}: {point.reason}.", kind="verdict")
     page.table(

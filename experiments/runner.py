@@ -2,7 +2,6 @@
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from experiments.errors import ExperimentError
 from experiments.figures import draw_run
 from experiments.optimizers import build_optimizer
 from experiments.placement import mesh_of
-from experiments.problems.build import build_problem
+from experiments.problems.build import build_problem, numerics
 from experiments.problems.problem import Problem
 from experiments.recording import create_run, find_run, find_same_run, opened, read_metrics, read_summary, write_summary
 from experiments.training import Accounts, Plan, Row, has_diverged, train
@@ -61,7 +60,7 @@ def run(
     Raises:
       ExperimentError: the configuration, the data or the run folder does not allow it; the message says what to do.
     """
-    with jax.enable_x64(True) if config.problem.float64 else nullcontext():
+    with numerics(config.problem):
         return _run(config.only(config.optimizer), runs, console, data_dir, resume, reuse, devices)
 
 

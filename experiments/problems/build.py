@@ -1,6 +1,7 @@
 """The section `problem` of a configuration made concrete, whatever its family."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +19,13 @@ from experiments.problems.recurrent import build_recurrent
 from experiments.problems.regression import build_regression
 
 
+def numerics(settings: config.Problem) -> AbstractContextManager[Any]:
+    """The precision that a problem asks for, inside of which it is built and everything is computed."""
+    return jax.enable_x64(True) if settings.float64 else nullcontext()
+
+
 def build_problem(settings: config.Problem, data_dir: str | os.PathLike[str] | None = None) -> Problem:
-    """Loads or makes the data and builds the rest; in double precision if so configured and `jax_enable_x64` is on.
+    """Loads or makes the data and builds the rest; in double precision if so configured, inside `numerics`.
 
     Args:
       data_dir: the root of the data sets; see `storage.py`. Most families make their data themselves.

@@ -86,3 +86,18 @@ def test_a_finished_run_is_reported_on_by_its_folder(report, capsys):
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["curvature", str(tmp_path)]) == 2
     assert "is not a run folder: it has no config.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_in_double_precision_is_examined_in_double_precision(tmp_path):
+    """At the minimum of logistic regression the gradient is far below what float32 can tell from zero."""
+    path = tmp_path / "logistic.yaml"
+    path.write_text(
+        "name: logistic\n"
+        "problem: {family: regression, task: logistic, l2: 1.0e-3, float64: true}\n"
+        "optimizers: {hessian_free: {steps: 30}}\n",
+        encoding="utf-8",
+    )
+    assert main(["curvature", str(path), "--runs-dir", str(tmp_path)]) == 0
+    (numbers,) = tmp_path.glob("logistic/*/*/curvature.json")
+    assert json.loads(numbers.read_text())["gradient_norm"] < 1e-10
