@@ -2,9 +2,9 @@
 #   make demo   trains a CNN on real handwritten digits by Hessian-free Newton, next to Adam and SGD
 #   make test   runs the tests
 # and besides
-#   make results        every number and figure of docs/results, in under two hours on two cores; goes on where it was
+#   make results        all comparisons that are tuned, and their page in docs/results; goes on where it was
 #   make results-quick  the same with one seed and small budgets, in runs/results-quick
-#   make tune           chooses the settings of the baselines anew, which takes hours
+#   make tune           chooses the settings of the baselines, which takes hours; goes on where it was
 #   DATA=DIR names the folder of the data sets for these three; without it they are looked for in a cache, or downloaded.
 # Each makes its own virtual environment from pinned versions first, when it is not there.
 

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -36,17 +37,16 @@ def compare_suite(arguments: argparse.Namespace) -> int:
                 f"--{option} has no use with comparisons: their files say what runs, and it always continues"
             )
     console = Console()
-    suite = run_suite(
-        arguments.configs,
-        runs=arguments.runs_dir,
-        console=console,
-        quick=arguments.quick,
-        jobs=arguments.jobs,
-        data_dir=arguments.data_dir,
-    )
+    suite = run_suite(arguments.configs, quick=arguments.quick, **_where(arguments, console))
     command = f"python -m experiments compare {_named(arguments.configs)}" + (" --quick" if arguments.quick else "")
     write_page(suite, arguments.out or PAGE, command, console)
     return 1 if suite.missing else 0
+
+
+def _where(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """What both commands are told of places, processes and the screen."""
+    options = {"runs": arguments.runs_dir, "jobs": arguments.jobs, "data_dir": arguments.data_dir}
+    return {**options, "console": console}
 
 
 def _named(paths: list[str]) -> str:
@@ -88,13 +88,6 @@ def add_tune(commands: "argparse._SubParsersAction", places: argparse.ArgumentPa
 
 def _tune(arguments: argparse.Namespace) -> int:
     console = Console()
-    written = tune(
-        arguments.configs,
-        runs=arguments.runs_dir,
-        console=console,
-        jobs=arguments.jobs,
-        data_dir=arguments.data_dir,
-    )
-    for path in written:
+    for path in tune(arguments.configs, **_where(arguments, console)):
         console.print(f"tuned: {path}", highlight=False, soft_wrap=True)
     return 0

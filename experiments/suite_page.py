@@ -29,20 +29,20 @@ from experiments.suite_measures import (
 
 _METHOD = """
 hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are
-for the others. Every baseline is tuned on every problem (configs/tuned): a grid of two settings, the learning rate
-and one more, by successive halving with the same budget for each trial, and with seeds that are not those of the
-comparison. As long as the best learning rate of the first round is at an edge of the grid, the grid grows, at most
-four times. Learning rates fall to zero along a cosine, unless a constant one was tuned. An example is one that a step
-takes its gradient on. A gradient-equivalent is one gradient of the whole training set, or one curvature-vector
-product on it, line searches of L-BFGS included; evaluations of the loss alone are not counted, but their seconds are.
-Seconds are those of the steps, in a process with one CPU core to itself unless there is an accelerator; evaluations
-of whole sets are apart, and so is compiling, which is that of the first seed, and little where a tuning had compiled
-the same program. A step of a first-order method bears about a tenth of a millisecond of Python, which on the smallest
-problems is most of it. Where a target is given, the verdict goes to who reaches it first. Else it compares medians
-over the seeds at equal time: each baseline at the end of its schedule, hessian_free at that time or at its own end,
-whichever is earlier. Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a target within
-10 %. Where no target is given, it is what the best baseline reached from every seed; baselines reach that at the end
-of their schedules, which a performance profile should be read with.
+for the others. Every baseline is tuned on every problem (configs/tuned): a grid of the learning rate and one or two
+more settings, of L-BFGS its memory, by successive halving with the same budget for each trial, and with seeds that
+are not those of the comparison. As long as the best learning rate of the first round is at an edge of the grid, the
+grid grows, at most four times. Learning rates fall to zero along a cosine, unless a constant one was tuned. An
+example is one that a step takes its gradient on. A gradient-equivalent is one gradient of the whole training set, or
+one curvature-vector product on it, line searches of L-BFGS included; evaluations of the loss alone are not counted,
+but their seconds are. Seconds are those of the steps, in a process with one CPU core to itself unless there is an
+accelerator; evaluations of whole sets are apart, and so is compiling, which is that of the first seed, and little
+where a tuning had compiled the same program. A step of a first-order method bears the dispatch of a compiled program
+from Python, which on the smallest problems is most of its time. Where a target is given, the verdict goes to who
+reaches it first. Else it compares medians over the seeds at equal time: each baseline at the end of its schedule,
+hessian_free at that time or at its own end, whichever is earlier. Values within 2 % tie, and so do accuracies whose
+ranges overlap, and times to a target within 10 %. Where no target is given, it is what the best baseline reached from
+every seed; baselines reach that at the end of their schedules, which a performance profile should be read with.
 """
 
 
@@ -160,8 +160,8 @@ def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
 
 
 def _range_of_seconds(entry: Entry) -> str:
-    least, *_, greatest = sorted(curve.seconds for curve in [*entry.curves, *entry.curves])
-    return f"{seconds_text(entry.seconds)} ({seconds_text(least)} … {seconds_text(greatest)})"
+    seconds = [curve.seconds for curve in entry.curves]
+    return f"{seconds_text(entry.seconds)} ({seconds_text(min(seconds))} … {seconds_text(max(seconds))})"
 
 
 def _median_metric(summaries: Sequence[Mapping[str, Any]]) -> str:

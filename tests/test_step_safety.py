@@ -177,20 +177,13 @@ def test_no_full_batch_rejects_the_same_step_for_ever():
     """f = 10⁹ huber(θ) with a kink at 10⁻⁵: beyond it G = 0 and the gradient is 10⁴, so that every step of a trust
     region that is not tiny lands far on the other side."""
     loss = lambda z, y: 1e9 * optax.losses.huber_loss(z, y, delta=1e-5)  # noqa: E731
-    value_fn = hfopt.Objective(lambda p, x: p * x, loss).bind((jnp.ones(1), jnp.zeros(1)))
-    tx = hfopt.hessian_free()
-
-    @jax.jit
-    def step(params, state):
-        value, grad = jax.value_and_grad(value_fn)(params)
-        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state
-
+    objective, batch = hfopt.Objective(lambda p, x: p * x, loss), (jnp.ones(1), jnp.zeros(1))
+    value_fn, tx = objective.bind(batch), hfopt.hessian_free()
+    step = jax.jit(partial(train_step, tx, objective))
     params = jnp.array(1e-4)
-    state = tx.init(params)
-    start = value_fn(params)
+    state, start = tx.init(params), value_fn(params)
     for _ in range(60):
-        params, state = step(params, state)
+        params, state, _ = step(params, state, batch)
     assert value_fn(params) < 1e-4 * start
 
 
@@ -202,19 +195,12 @@ def test_after_many_faulty_batches_training_goes_on():
     targets = jnp.tanh(inputs @ weights) + 2.5
     objective = hfopt.Objective(lambda p, x: jnp.tanh(x @ p["w"]) + p["b"], optax.losses.squared_error)
     tx = hfopt.hessian_free()
-
-    @jax.jit
-    def step(params, state, inputs):
-        value_fn = objective.bind((inputs, targets))
-        value, grad = jax.value_and_grad(value_fn)(params)
-        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state
-
+    step = jax.jit(partial(train_step, tx, objective))
     params = {"w": jnp.zeros((5, 1)), "b": jnp.zeros(())}
     state = tx.init(params)
     for _ in range(9):
-        params, state = step(params, state, inputs * jnp.nan)
+        params, state, _ = step(params, state, (inputs * jnp.nan, targets))
     start = objective.bind((inputs, targets))(params)
     for _ in range(60):
-        params, state = step(params, state, inputs)
+        params, state, _ = step(params, state, (inputs, targets))
     assert objective.bind((inputs, targets))(params) < 0.01 * start

@@ -13,6 +13,7 @@ import hfopt
 from experiments.problem_config import Physics
 from experiments.problems.physics import EQUATIONS, Equation, build_physics, initial_network, network
 from experiments.problems.problem import Params, Problem
+from tests.loops import train_step
 
 NAMES = sorted(EQUATIONS)
 
@@ -168,12 +169,7 @@ def test_hessian_free_solves_the_heat_equation_to_a_few_thousandths() -> None:
 
     @jax.jit
     def steps(params: object) -> object:
-        def step(_: int, carry: tuple[object, object]) -> tuple[object, object]:
-            value_fn = objective.bind(batch)
-            value, grad = jax.value_and_grad(value_fn)(carry[0])
-            updates, state = tx.update(grad, carry[1], carry[0], value=value, grad=grad, value_fn=value_fn)
-            return optax.apply_updates(carry[0], updates), state
-
+        step = lambda _, carry: train_step(tx, objective, *carry, batch)[:2]  # noqa: E731
         return jax.lax.fori_loop(0, 300, step, (params, tx.init(params)))[0]
 
     test = problem.dataset.test

@@ -14,6 +14,7 @@ import hfopt
 from experiments.problem_config import Regression
 from experiments.problems.problem import Problem
 from experiments.problems.regression import build_regression, smooth_function
+from tests.loops import train_step
 
 
 @pytest.fixture(autouse=True)
@@ -126,12 +127,7 @@ def test_hessian_free_solves_least_squares_of_condition_1e5_to_1e_8() -> None:
 
     @jax.jit
     def steps(params: object) -> object:
-        def step(_: int, carry: tuple[object, object]) -> tuple[object, object]:
-            value_fn = objective.bind(batch)
-            value, grad = jax.value_and_grad(value_fn)(carry[0])
-            updates, state = tx.update(grad, carry[1], carry[0], value=value, grad=grad, value_fn=value_fn)
-            return jax.tree.map(jnp.add, carry[0], updates), state
-
+        step = lambda _, carry: train_step(tx, objective, *carry, batch)[:2]  # noqa: E731
         return jax.lax.fori_loop(0, 40, step, (params, tx.init(params)))[0]
 
     assert suboptimality(given, steps(given.init(0))["weights"]) < 1e-8
