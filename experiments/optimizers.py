@@ -29,7 +29,7 @@ class Optimizer:
       them are added up.
     readable: the same scalars fetched from the device -> what is recorded (codes become words).
     value_and_grad: (value_fn, parameters, state) -> value and gradient there, for the next step.
-    queued_steps: how many steps may be made before the reports of any are looked at.
+    queued_steps: how many steps one program may make before the reports of any are looked at.
     """
 
     transformation: optax.GradientTransformationExtraArgs
@@ -39,7 +39,9 @@ class Optimizer:
     queued_steps: int = 1
 
 
-_QUEUED_STEPS = 50  # of first-order methods; an interruption waits for them
+# An interruption waits for the steps that are queued.
+_QUEUED_STEPS = 50  # of first-order methods
+_QUEUED_SEARCHES = 10  # of L-BFGS
 
 
 def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch: int) -> Optimizer:
@@ -154,6 +156,7 @@ def _lbfgs(settings: config.LBFGS) -> Optimizer:
         optax.GradientTransformationExtraArgs(init, update),
         report=lambda state: {"line_search_gradients": state.line_search_gradients},
         value_and_grad=value_and_grad if reused else _value_and_grad,
+        queued_steps=_QUEUED_SEARCHES,
     )
 
 

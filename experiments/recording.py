@@ -36,7 +36,8 @@ from experiments.config import Config
 from experiments.config_file import differing_keys, dump_config, load_config
 from experiments.errors import RunError
 from experiments.problems.dataset import Dataset
-from experiments.training import Accounts, Row, TrainState
+from experiments.steps import TrainState
+from experiments.training import Accounts, Row
 
 _CONFIG, _ENVIRONMENT, _METRICS, _SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
 _CHECKPOINTS = "checkpoints"

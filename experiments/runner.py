@@ -20,7 +20,8 @@ from experiments.placement import mesh_of
 from experiments.problems.build import build_problem, numerics
 from experiments.problems.problem import Problem
 from experiments.recording import create_run, find_run, find_same_run, opened, read_metrics, read_summary, write_summary
-from experiments.training import Accounts, Plan, Row, has_diverged, train
+from experiments.steps import has_diverged
+from experiments.training import Accounts, Plan, Row, train
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop: one jitted step for all optimizers, evaluation on whole data sets, and the accounts of both.
+"""The loop: queues of steps, evaluation on whole data sets, and the accounts of both.
 
 Only steps count as training time. Compilation and evaluation are timed apart, and everything but the times is a
 function of the configuration and the seed.
@@ -21,20 +21,14 @@ import hfopt
 from experiments import config
 from experiments.batches import Batching, Rows, Sizes
 from experiments.optimizers import Optimizer
-from experiments.placement import Share, split
+from experiments.placement import split
 from experiments.problems.dataset import Examples
 from experiments.problems.problem import Params, Problem
+from experiments.steps import TrainState, has_diverged, make_queue, queue_rows
 from hfopt import sharding
 from hfopt.objective import Memory
 
 Row = dict[str, Any]  # one line of metrics.jsonl: names -> numbers, strings or booleans
-
-
-class TrainState(NamedTuple):
-    """What a step reads and replaces, all arrays."""
-
-    params: Params
-    opt_state: optax.OptState
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,8 @@ class Accounts:
 class Moment(NamedTuple):
     """The loop between two steps: what to record, and all that is needed to go on from here.
 
-    state: None between steps that were queued together. Its buffers are donated to the next step: use or copy them
-    before asking for the next moment.
+    state: None between the steps of a queue. Its buffers are donated to the next step: use or copy them before asking
+    for the next moment.
     """
 
     row: Row
@@ -118,15 +112,19 @@ class Plan:
             self.batches.epochs_after(step - 1) / period
         )
 
+    @property
+    def longest_queue(self) -> int:
+        """How many steps one compiled program can make: just one where devices share every batch."""
+        return self.optimizer.queued_steps if self.mesh is None else 1
+
     def queue(self, step: int) -> int:
         """How many steps to make from this one on before looking at what they did.
 
-        Waiting after every step for a report to arrive would cost more than a small step of a first-order method.
-        They end early at an evaluation, and where the compiled program changes.
+        A queue ends early at an evaluation, and where the compiled program changes.
         """
         count, sizes = 1, self.batches.sizes(step)
         while (
-            count < self.optimizer.queued_steps
+            count < self.longest_queue
             and not self.is_evaluated(step + count)
             and self.batches.sizes(step + count) == sizes
         ):
@@ -158,38 +156,31 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
     else:
         state, accounts = plan.everywhere(start[0]), start[1]
 
-    train_step = make_train_step(problem, plan.optimizer, plan.chunk_size, plan.memory)
+    queue = make_queue(problem, plan.optimizer, plan.chunk_size, plan.memory, plan.longest_queue)
     compiled, compiled_for = None, None  # for the present sizes alone: earlier ones never come back
     while accounts.steps < plan.steps:
-        sizes = plan.batches.sizes(accounts.steps)
+        first, count = accounts.steps, plan.queue(accounts.steps)
+        sizes = plan.batches.sizes(first)
+        rows = queue_rows([plan.rows(step) for step in range(first, first + count)], plan.longest_queue)
         if compiled is None or sizes != compiled_for:
             began = time.perf_counter()
-            compiled, compiled_for = train_step.lower(state, data, plan.rows(accounts.steps)).compile(), sizes
+            compiled, compiled_for = queue.lower(state, data, rows, count).compile(), sizes
             accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
-        steps = range(accounts.steps, accounts.steps + plan.queue(accounts.steps))
-        kept = jax.tree.map(jnp.copy, state) if len(steps) > 1 else None  # steps use up the state they start from
         began = time.perf_counter()
-        queued = []
-        for step in steps:
-            state, report = compiled(state, data, plan.rows(step))
-            queued.append(report)
-        reports = jax.device_get(queued)
-        seconds = (time.perf_counter() - began) / len(reports)
-        for i, arrays in enumerate(reports, start=1):
-            report = {name: value.item() for name, value in arrays.items()}
+        state, reports, taken = compiled(state, data, rows, count)
+        reports, taken = jax.device_get((reports, taken))
+        seconds = (time.perf_counter() - began) / taken
+        for i in range(taken):
+            report = {name: values[i].item() for name, values in reports.items()}
             accounts = _charged(accounts, report, sizes, seconds)
+            is_last = i == taken - 1
             evaluation = {}
-            diverged, is_last = has_diverged(report), i == len(reports)
-            if diverged and not is_last:  # those queued after it went on: the state it led to is found again
-                state = kept
-                for step in steps[:i]:
-                    state, _ = compiled(state, data, plan.rows(step))
-            if diverged or (is_last and plan.is_evaluated(accounts.steps)):
+            if is_last and (has_diverged(report) or plan.is_evaluated(accounts.steps)):
                 evaluation, accounts = _timed_evaluation(evaluate, state.params, accounts)
             row = _row(plan, accounts) | plan.optimizer.readable(report) | evaluation
-            yield Moment(row, state if diverged or is_last else None, accounts)
-            if diverged:
-                return
+            yield Moment(row, state if is_last else None, accounts)
+        if has_diverged(report):
+            return
 
 
 def _charged(accounts: Accounts, report: Row, sizes: Sizes, seconds: float) -> Accounts:
@@ -205,59 +196,6 @@ def _charged(accounts: Accounts, report: Row, sizes: Sizes, seconds: float) -> A
         product_examples=accounts.product_examples + products * sizes.curvature,
         seconds=accounts.seconds + seconds,
     )
-
-
-def has_diverged(row: Row) -> bool:
-    """Whether a step was taken from a loss that is not finite.
-
-    An optimizer that reports such a step as rejected has left the parameters where they were, and may go on.
-    """
-    return not math.isfinite(row.get("loss", 0.0)) and row.get("accepted", True)
-
-
-def make_train_step(problem: Problem, optimizer: Optimizer, chunk_size: int | None, memory: Memory = "auto") -> Any:
-    """The jitted step (state, data, rows) -> (state, report).
-
-    data: (inputs, targets) of the whole training set. rows: `Rows` of it. report: scalars, `loss` (the objective on the
-    gradient's batch, before the step) and what the optimizer tells; the loss it compares its `new_loss` with is
-    `evaluation_loss` where there is an evaluation batch. The state's buffers are donated.
-    """
-    objective = hfopt.Objective(problem.predict, problem.loss, l2=problem.l2, precision=problem.precision)
-
-    @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, data: Any, rows: Rows) -> tuple[TrainState, dict[str, jax.Array]]:
-        params, opt_state = state
-        batch = _take(data, rows.gradient)
-        value_fn = objective.bind(
-            batch,
-            curvature_batch=_curvature_batch(data, batch, rows),
-            evaluation_batch=None if rows.evaluation is None else _take(data, rows.evaluation),
-            chunk_size=chunk_size,
-            memory=memory,
-        )
-        value, grad = optimizer.value_and_grad(value_fn, params, opt_state)
-        updates, opt_state = optimizer.transformation.update(
-            grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
-        )
-        report = optimizer.report(opt_state)
-        if rows.evaluation is not None and "loss" in report:
-            report["evaluation_loss"] = report["loss"]
-        return TrainState(optax.apply_updates(params, updates), opt_state), {**report, "loss": value}
-
-    return train_step
-
-
-def _curvature_batch(data: Any, batch: Any, rows: Rows) -> Any:
-    if rows.curvature is None:
-        return None
-    return _take(data if isinstance(rows.curvature, Share) else batch, rows.curvature)
-
-
-def _take(data: Any, rows: Any) -> Any:
-    """A batch of the data: all of them, or the rows of these numbers, with weights where they have some."""
-    if isinstance(rows, Share):
-        return (*_take(data, rows.rows), rows.weights)
-    return data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
 
 
 def _on_device(part: Examples) -> tuple[Any, Any]:

@@ -196,6 +196,8 @@ def _task(
 ) -> Task:
     row = row_of(comparison, found.baseline, values)
     name = f"{slug(row.label)}-{folder_of(values)}-{share:.2f}"
+    if not comparison.ranks_by_target:
+        comparison = replace(comparison, evaluations=2)  # only the end counts
     config = config_of(comparison, row, seed, share=share, name=name, held_out=comparison.validation_fraction)
     return Task(f"{comparison.name}: {row.label} ({title_of(values)}), {share:.0%}, seed {seed}", config, folder)
 

@@ -38,6 +38,7 @@ ORDER = (
     "batches",
     "optimizers",
     "placement",
+    "steps",
     "training",
     "recording",
     "display",

@@ -1,4 +1,4 @@
-"""Queued steps are the same steps: only when their reports are looked at differs."""
+"""Queued steps are the same steps, in one program."""
 
 from dataclasses import replace
 from itertools import islice
@@ -40,6 +40,15 @@ def test_a_run_has_the_same_rows_whether_its_steps_are_queued_or_not(plan, overr
     assert comparable(rows(queued)) == comparable(rows(one_by_one(queued)))
 
 
+@pytest.mark.slow
+def test_queued_convolutions_are_the_same_up_to_rounding(plan):
+    queued = plan("problem.model={kind: cnn, channels: [4], kernels: [3]}", "optimizers.adam.epochs=3")
+    for one, other in zip(rows(queued), rows(one_by_one(queued)), strict=True):
+        assert one["step"] == other["step"]
+        assert one.get("loss", 0.0) == pytest.approx(other.get("loss", 0.0), rel=1e-4)
+        assert one.get("test_loss", 0.0) == pytest.approx(other.get("test_loss", 0.0), rel=1e-4)
+
+
 def test_a_queue_ends_at_evaluations_at_new_sizes_at_the_end_and_when_it_is_full(plan):
     def lengths(*overrides: str) -> list[int]:
         built, found, step = plan("problem.model.hidden=[]", *overrides), [], 0
@@ -54,6 +63,11 @@ def test_a_queue_ends_at_evaluations_at_new_sizes_at_the_end_and_when_it_is_full
     assert lengths("optimizers.adam.epochs=2") == [4, 3]  # epochs of 200 end within the 4th and 7th batch of 64
     growing = "optimizers.adam.batches.gradient_growth={factor: 2, every_steps: 20}"
     assert lengths(*long, growing) == [20, 20, 50, 40]  # 64, 128, and from then on all 200
+    assert lengths("optimizer=lbfgs", "optimizers.lbfgs={steps: 25}", "recording.evaluate_every_epochs=1000") == [
+        10,
+        10,
+        5,
+    ]
     assert lengths("optimizer=hessian_free") == [1, 1, 1, 1]
 
 

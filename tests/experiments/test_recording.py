@@ -24,7 +24,8 @@ from experiments.recording import (
     read_summary,
     write_summary,
 )
-from experiments.training import Accounts, TrainState
+from experiments.steps import TrainState
+from experiments.training import Accounts
 
 
 def dataset(value: int = 0) -> Dataset:
