@@ -62,7 +62,7 @@ $(READY): pyproject.toml constraints/oldest.txt constraints/newest.txt
 	  "make $(MAKECMDGOALS) PYTHON=path-to-python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[experiments,plots,dev]' \
+	$(RUN) -m pip install --quiet --editable '.[experiments,plots,peers,dev]' \
 	  --constraint constraints/$$($(RUN) -c 'import sys; print("oldest" if sys.version_info < (3, 12) else "newest")').txt
 	@touch $(READY)
 

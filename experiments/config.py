@@ -9,11 +9,11 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from experiments.optimizer_config import LBFGS, SGD, Adam, AdamW, HessianFree, Muon, Training
+from experiments.optimizer_config import LBFGS, SGD, Adam, AdamW, HessianFree, Muon, Somax, Training
 from experiments.problem_config import Problem
 from experiments.section import FolderName, Section
 
-OptimizerName = Literal["hessian_free", "adam", "adamw", "muon", "sgd", "lbfgs"]
+OptimizerName = Literal["hessian_free", "adam", "adamw", "muon", "sgd", "lbfgs", "somax"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Optimizers(Section):
     muon: Muon | None = None
     sgd: SGD | None = None
     lbfgs: LBFGS | None = None
+    somax: Somax | None = None
 
     def configured(self) -> tuple[OptimizerName, ...]:
         """Names of those the file has settings for, in the order of this class."""

@@ -144,6 +144,21 @@ class LBFGS(Training):
         _require_one_batch(self.batches, "L-BFGS")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Somax(Training):
+    """`somax.sgn_ce` of python-somax: Gauss-Newton steps of softmax cross-entropy at a constant damping."""
+
+    learning_rate: PositiveFloat = 1.0
+    damping: PositiveFloat = 1.0
+    max_cg_steps: PositiveInt = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_one_batch(self.batches, "somax")
+        if self.batches.chunk_size is not None:
+            raise ValueError("batches.chunk_size has no use in somax; leave it out")
+
+
 _TAKEN_BY_PRESET = {
     "martens2010": ("initial_damping",),
     "stochastic": ("max_cg_steps", "initial_damping", "trust_radius"),

@@ -13,6 +13,7 @@ import optax
 
 import hfopt
 from experiments import optimizer_config as config
+from experiments import peer_optimizers
 
 Report = dict[str, Any]
 
@@ -53,6 +54,9 @@ def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch
             return _first_order(settings, total_steps)
         case config.LBFGS():
             return _lbfgs(settings)
+        case config.Somax():
+            transformation = peer_optimizers.somax(settings)
+            return Optimizer(transformation, report=lambda state: {"products": state.products})
     raise TypeError(f"no optimizer is described by {type(settings).__name__}")
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 from experiments.config import Config, OptimizerName
 from experiments.errors import ConfigError, NotTunedError
 from experiments.optimizer_config import LBFGS, Training
+from experiments.peer_optimizers import PEERS, is_installed
 from experiments.problem_config import Classification, Problem
 from experiments.section import FolderName, HalfOpenFraction, NonEmptySeeds, OpenFraction, Section, slug
 from experiments.settings_file import check_settings, load_settings, plain, read_settings
@@ -81,8 +82,10 @@ class Comparison(Section):
     # Part of the training set held out while tuning (labelled images only).
     validation_fraction: HalfOpenFraction = 0.0
     budgets: Budgets
-    # Labels of the baselines that take part; null: all.
+    # Labels of the baselines that take part; null: all but the peers.
     baselines: tuple[str, ...] | None = None
+    # Labels of baselines from other packages, which take part where these are installed.
+    peers: tuple[str, ...] = ()
     # By label: grids that suit this problem, instead of those in the file of the baselines.
     grids: dict[str, dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]]] = field(default_factory=dict)
     seeds: NonEmptySeeds = (0, 1, 2)
@@ -162,14 +165,22 @@ def load_baselines(path: Path = BASELINES) -> tuple[Baseline, ...]:
 def taking_part(comparison: Comparison, baselines: Sequence[Baseline]) -> list[Baseline]:
     """Those that the comparison asks for and has a budget for, with the grids that it has for them.
 
+    Peers whose package is not installed are left out.
+
     Raises:
       ConfigError: it asks for one that there is not.
     """
     labels = [baseline.label for baseline in baselines]
-    wanted = labels if comparison.baselines is None else comparison.baselines
-    for label in (*wanted, *comparison.grids):
+    peers = [baseline.label for baseline in baselines if baseline.optimizer in PEERS]
+    wanted = [label for label in labels if label not in peers] if comparison.baselines is None else comparison.baselines
+    for label in (*wanted, *comparison.peers, *comparison.grids):
         if label not in labels:
             raise ConfigError(f"{comparison.name}: there is no baseline '{label}'; there are {', '.join(labels)}")
+    for label in comparison.peers:
+        if label not in peers:
+            raise ConfigError(f"{comparison.name}: '{label}' is no peer, but one of the baselines")
+    there = {one.label for one in baselines if one.label in peers and is_installed(one.optimizer)}
+    wanted = [*wanted, *(label for label in comparison.peers if label in there)]
     return [
         replace(one, tune={**one.tune, **comparison.grids.get(one.label, {})})
         for one in baselines

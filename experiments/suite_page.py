@@ -126,6 +126,9 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
         f"Seeds {seeds}. Target: {measure_title(comparison)} {measure_text(comparison, outcome.target)}. "
         f"{outcome.ours.results[0].summary['parameters']:,} parameters. Tuned settings: {tuned}."
     )
+    there = {entry.row.label for entry in outcome.entries}
+    if absent := [label for label in comparison.peers if label not in there]:
+        page.paragraph(f"Not installed, and so not among the rows: {', '.join(absent)}.")
     page.paragraph(f"Reference: {comparison.reference}")
 
 

@@ -36,6 +36,7 @@ ORDER = (
     "problems.build",
     "problems.cartpole",
     "batches",
+    "peer_optimizers",
     "optimizers",
     "placement",
     "steps",
