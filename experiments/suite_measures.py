@@ -51,9 +51,20 @@ class Curve(NamedTuple):
         return float(self.values[reached[-1]])
 
     def cost_of(self, target: float, axis: str) -> float:
-        """What it took to be at the target or below for the first time; ∞ if it never was, or if there is none (∞)."""
+        """What it took to be at the target or below for the first time; ∞ if it never was, or if there is none (∞).
+
+        Between two evaluations the value's logarithm is taken to fall linearly, so that whoever is evaluated seldom is
+        not charged for it.
+        """
         reached = np.flatnonzero((self.values <= target) & math.isfinite(target))
-        return float(self.costs[axis][reached[0]]) if len(reached) else math.inf
+        if not len(reached):
+            return math.inf
+        i, costs = reached[0], self.costs[axis]
+        before, after = self.values[i - 1], self.values[i]
+        if i == 0 or not math.isfinite(before) or after <= 0:
+            return float(costs[i])
+        share = math.log(before / target) / math.log(before / after)
+        return float(costs[i - 1] + share * (costs[i] - costs[i - 1]))
 
 
 class Entry(NamedTuple):

@@ -49,8 +49,14 @@ def test_a_curve_knows_its_value_at_a_time_and_what_a_target_took():
     one = curve(4.0, 2.0, 3.0, 1.0, seconds=0.5)
     assert (one.final, one.seconds) == (1.0, 1.5)
     assert [one.at(t) for t in (0.0, 0.49, 0.5, 1.2, 9.0)] == [4.0, 4.0, 2.0, 3.0, 1.0]
-    assert [one.cost_of(target, "gradient_equivalents") for target in (4.0, 2.0, 1.5)] == [0.0, 2.0, 6.0]
+    assert [one.cost_of(target, "gradient_equivalents") for target in (4.0, 2.0, 1.0)] == [0.0, 2.0, 6.0]
     assert one.cost_of(0.5, "seconds") == math.inf
+
+
+def test_between_two_evaluations_the_logarithm_falls_linearly():
+    assert curve(8.0, 1.0, seconds=3.0).cost_of(2.0, "seconds") == pytest.approx(2.0)  # 8 → 4 → 2 → 1 in a second each
+    assert curve(8.0, 8.0, 0.0).cost_of(2.0, "seconds") == 2.0  # there is no telling how it fell to zero
+    assert curve(8.0, math.inf, 1.0).cost_of(2.0, "seconds") == 2.0
 
 
 def test_half_of_the_seeds_beside_the_target_make_the_median_cost_infinite():
@@ -144,7 +150,7 @@ def test_without_a_finite_result_of_the_baselines_there_is_no_target():
 
 def test_a_performance_profile_counts_problems_within_a_multiple_of_the_least_cost():
     """Costs of the target: ours 1, 4, never; A 2, 1, never; B (in one problem alone) 8."""
-    cost = lambda steps: [curve(*[9.0] * steps, 1.0)] if steps else [curve(9.0, 9.0)]  # noqa: E731
+    cost = lambda steps: [curve(*[9.0] * steps, 0.0)] if steps else [curve(9.0, 9.0)]  # noqa: E731
     problems = [
         outcome(cost(1), A=cost(2), B=cost(8)),
         outcome(cost(4), A=cost(1)),
