@@ -1,5 +1,5 @@
-"""The command line: `python -m experiments run | compare | sweep | list | show | clean | tensorboard | cartpole |
-frameworks | approximations | curvature | bench`.
+"""The command line: `python -m experiments run | compare | sweep | list | show | clean | tensorboard | extrapolate |
+cartpole | frameworks | approximations | curvature | bench`.
 
 Exit codes: 0 done, 1 a run diverged or missed what it was to show, 2 asked for something impossible (one message says
 what), 130 interrupted.
@@ -13,7 +13,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from experiments import catalogue, cleaning, tensorboard_export
+from experiments import catalogue, cleaning, extrapolation, tensorboard_export
 from experiments.arguments import positive_integer
 from experiments.comparison import compare
 from experiments.config import Config, OptimizerName
@@ -225,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
     cleaning.add_parser(commands, recorded)
     tensorboard_export.add_parser(commands)
+    extrapolation.add_parser(commands)
 
     cartpole = commands.add_parser("cartpole", help="balance a pole by natural policy gradient, from several seeds")
     cartpole.add_argument("--seeds", metavar="N", type=positive_integer, default=5, help="seeds 0 … N−1 (default: 5)")

@@ -20,6 +20,7 @@ _TITLES = {
     "muon": "Muon",
     "sgd": "SGD",
     "lbfgs": "L-BFGS",
+    "somax": "somax",
 }
 _AXES = {
     "step": "steps",

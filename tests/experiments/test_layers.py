@@ -53,6 +53,7 @@ ORDER = (
     "run_page",
     "cleaning",
     "tensorboard_export",
+    "extrapolation",
     "policy_gradient",
     "frameworks",
     "approximation_figures",
