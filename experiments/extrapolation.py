@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from experiments.config import Config
 from experiments.errors import RunError
 from experiments.figures import COLOURS, blank, tidy
 from experiments.readable import duration, words
@@ -21,6 +22,7 @@ from experiments.recording import is_run, read_config, read_metrics
 
 TAILS = (2.0, 4.0)  # factors in cost
 _FEWEST = 3  # evaluations that a line is fitted to
+_MOST = 100.0  # the logarithm of a cost that is as good as never
 AXES = ("seconds", "gradient_equivalents", "examples")
 
 
@@ -35,8 +37,11 @@ class PowerLaw(NamedTuple):
         return self.scale * cost**-self.exponent
 
     def cost_of(self, target: float) -> float:
-        """∞ if the values do not fall."""
-        return (self.scale / target) ** (1 / self.exponent) if self.exponent > 0 else math.inf
+        """∞ if the values do not fall, or hardly."""
+        if self.exponent <= 0:
+            return math.inf
+        logarithm = math.log(self.scale / target) / self.exponent
+        return math.exp(logarithm) if logarithm < _MOST else math.inf
 
 
 def fit(costs: Sequence[float], values: Sequence[float], tail: float) -> PowerLaw:
@@ -59,15 +64,25 @@ def extrapolate(folder: Path, measure: str, target: float, axis: str, path: Path
     """Prints when the run would reach the target, and draws it if a path is given.
 
     Raises:
-      RunError: it is no run, the measure is not recorded, or there is too little of it.
+      RunError: it is no run, its learning rate falls along a schedule, the measure is not recorded or does not fall
+        to the target, or there is too little of it.
       ExperimentError: Matplotlib is not installed.
     """
     if not is_run(folder):
         raise RunError(f"{folder} is not a run folder")
-    rows = [row for row in read_metrics(folder) if measure in row and row[axis] > 0]
-    if not rows:
+    recorded = [row for row in read_metrics(folder) if measure in row]
+    if not recorded:
         there = sorted({name for row in read_metrics(folder) for name in row if name.startswith(("train_", "test_"))})
         raise RunError(f"{folder}: '{measure}' is not recorded; there are {', '.join(there)}")
+    config = read_config(folder)
+    if getattr(config.training, "schedule", "constant") != "constant":
+        raise RunError(f"{folder}: its learning rate falls to zero over its budget, and then nothing goes on as before")
+    if recorded[0][measure] <= target:
+        raise RunError(
+            f"{measure} was {recorded[0][measure]:.4g} at first, which is not above the target {target:g}; "
+            "what is extrapolated must fall to its target"
+        )
+    rows = [row for row in recorded if row[axis] > 0]
     costs, values = [row[axis] for row in rows], [row[measure] for row in rows]
     text = lambda cost: duration(cost) if axis == "seconds" else f"{cost:,.0f} {words(axis)}"  # noqa: E731
     reached = [cost for cost, value in zip(costs, values, strict=True) if value <= target]
@@ -80,6 +95,8 @@ def extrapolate(folder: Path, measure: str, target: float, axis: str, path: Path
         for law in laws:
             when = law.cost_of(target)
             says = f"{target:g} after {text(when)}, {when / costs[-1]:.3g} times as far" if when < math.inf else "never"
+            if when <= costs[-1]:
+                says = "no telling, for its fit lies below what was measured"
             console.print(
                 f"extrapolated, not measured: {says}, going on as over the last factor of {law.tail:g} (like the power "
                 f"{-law.exponent:.3g} of {words(axis)})",
@@ -87,12 +104,12 @@ def extrapolate(folder: Path, measure: str, target: float, axis: str, path: Path
                 soft_wrap=True,
             )
     if path is not None:
-        _draw(folder, costs, values, laws, target, measure, axis, path)
+        _draw(config, costs, values, laws, target, measure, axis, path)
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)
 
 
 def _draw(
-    folder: Path,
+    config: Config,
     costs: Sequence[float],
     values: Sequence[float],
     laws: Sequence[PowerLaw],
@@ -101,11 +118,11 @@ def _draw(
     axis: str,
     path: Path,
 ) -> None:
-    config, figure = read_config(folder), blank((7.0, 4.2))
+    figure = blank((7.0, 4.2))
     panel = figure.subplots()
     panel.plot(costs, values, color=COLOURS[0], linewidth=2, label="measured")
     for law, style in zip(laws, ("--", ":"), strict=False):
-        if (end := law.cost_of(target)) < math.inf:
+        if costs[-1] < (end := law.cost_of(target)) < math.inf:
             cost = np.geomspace(costs[-1], end, 50)
             label = f"extrapolated from the last factor of {law.tail:g}"
             panel.plot(cost, law.at(cost), color=COLOURS[1], linestyle=style, linewidth=1.6, label=label)

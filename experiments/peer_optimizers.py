@@ -26,7 +26,7 @@ class SomaxState(NamedTuple):
     products: jax.Array
 
 
-_REFRESHED_EVERY = 10  # iterations after which somax computes CG's residual anew
+_REFRESHED_EVERY = 10  # iterations after which somax computes CG's residual anew, if there can be more of them
 
 
 def somax(settings: config.Somax) -> optax.GradientTransformationExtraArgs:
@@ -37,7 +37,7 @@ def somax(settings: config.Somax) -> optax.GradientTransformationExtraArgs:
 
     Raises:
       ExperimentError: python-somax is not installed.
-      ConfigError (at an update): the loss is another one, or there is a penalty.
+      ConfigError (at an update): the loss is another one, there is a penalty, or the examples have weights.
     """
     if not is_installed("somax"):
         raise ExperimentError("optimizer somax needs python-somax: pip install 'hfopt[peers]'")
@@ -58,14 +58,17 @@ def somax(settings: config.Somax) -> optax.GradientTransformationExtraArgs:
     def update(
         grads: Any, state: SomaxState, params: Any = None, *, value_fn: Any, **unused: Any
     ) -> tuple[Any, SomaxState]:
-        objective, (inputs, targets, *_) = value_fn.objective, value_fn.batch
+        objective, (inputs, targets, *weights) = value_fn.objective, value_fn.batch
+        if any(weight is not None for weight in weights):
+            raise ConfigError("optimizer somax knows no weights of examples, which batches split over devices have")
         if objective.loss is not LOSSES["softmax_cross_entropy"] or objective.l2:
             raise ConfigError("optimizer somax is for softmax_cross_entropy without l2; leave it out here")
         batch, key = {"x": inputs, "y": targets}, jax.random.key(0)  # which CG makes no use of
         with jax.default_matmul_precision(objective.precision):
             after, inner, info = method(objective.predict).step(params, batch, state.inner, key)
         iterations = info["cg_iters"]
-        products = iterations + iterations // _REFRESHED_EVERY + 1
+        refreshed = iterations // _REFRESHED_EVERY if settings.max_cg_steps > _REFRESHED_EVERY else 0
+        products = iterations + refreshed + 1
         return optax.tree.sub(after, params), SomaxState(inner, products.astype(jnp.int32))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,6 +42,7 @@ from experiments.training import Accounts, Row
 _CONFIG, _ENVIRONMENT, _METRICS, _SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
 _CHECKPOINTS = "checkpoints"
 _PACKAGES = ("hfopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scikit-learn")
+_PEERS = ("python-somax",)  # recorded where they are installed
 
 
 def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -> Path:
@@ -123,7 +124,7 @@ def environment(dataset: Dataset, devices: int = 1) -> dict[str, Any]:
         "device": device.device_kind,
         "devices": devices,
         "x64": bool(jax.config.read("jax_enable_x64")),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in (*_PACKAGES, *filter(_is_there, _PEERS))},
         "source": _source_fingerprint(),
         "data": {
             "training_examples": len(dataset.train),
@@ -132,6 +133,13 @@ def environment(dataset: Dataset, devices: int = 1) -> dict[str, Any]:
             "sha256": dataset.fingerprint(),
         },
     }
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def described_environment(folder: Path) -> str:

@@ -125,6 +125,6 @@ def _style(label: str, labels: Sequence[str]) -> dict[str, Any]:
     return {
         "label": label,
         "color": colours[i % len(colours)],
-        "linestyle": DASHES[(i + i // len(colours)) % len(DASHES)],
+        "linestyle": DASHES[i % len(DASHES)],
         "linewidth": 1.5,
     }

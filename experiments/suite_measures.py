@@ -53,17 +53,20 @@ class Curve(NamedTuple):
     def cost_of(self, target: float, axis: str) -> float:
         """What it took to be at the target or below for the first time; ∞ if it never was, or if there is none (∞).
 
-        Between two evaluations the value's logarithm is taken to fall linearly, so that whoever is evaluated seldom is
-        not charged for it.
+        Between two evaluations the value's logarithm is taken to fall linearly (the value itself, where it falls to
+        zero), so that whoever is evaluated seldom is not charged for it.
         """
         reached = np.flatnonzero((self.values <= target) & math.isfinite(target))
         if not len(reached):
             return math.inf
         i, costs = reached[0], self.costs[axis]
         before, after = self.values[i - 1], self.values[i]
-        if i == 0 or not math.isfinite(before) or after <= 0:
+        if i == 0 or not math.isfinite(before):
             return float(costs[i])
-        share = math.log(before / target) / math.log(before / after)
+        if after > 0:
+            share = math.log(before / target) / math.log(before / after)
+        else:
+            share = (before - target) / (before - after)
         return float(costs[i - 1] + share * (costs[i] - costs[i - 1]))
 
 
@@ -136,10 +139,14 @@ def less_is_better(value: float, higher_is_better: bool) -> float:
     return 1 - value if higher_is_better else value
 
 
-def curve_of(result: Result, comparison: Comparison) -> Curve:
-    """The evaluations of a run; one that diverged ends at ∞, whatever is left of its measure."""
-    rows = [row for row in read_metrics(result.folder) if comparison.measure in row]
-    values = [less_is_better(row[comparison.measure], comparison.higher_is_better) for row in rows]
+def curve_of(result: Result, comparison: Comparison, measure: str | None = None) -> Curve:
+    """The evaluations of a run by the comparison's measure, or by this one, which is good in the same direction.
+
+    A run that diverged ends at ∞, whatever is left of its measure.
+    """
+    measure = comparison.measure if measure is None else measure
+    rows = [row for row in read_metrics(result.folder) if measure in row]
+    values = [less_is_better(row[measure], comparison.higher_is_better) for row in rows]
     if result.diverged:
         values[-1] = math.inf
     return Curve({axis: np.array([row[axis] for row in rows], float) for axis in AXES}, np.array(values))
@@ -191,14 +198,15 @@ def verdict(outcome: Outcome) -> Verdict:
 def _sooner(outcome: Outcome) -> Verdict | None:
     """The verdict on the seconds to a given target; None if it was never reached.
 
-    None too if all the others were stopped before hessian_free reached it: then they have not had its time.
+    None too if hessian_free is the first, but one of the others was stopped before that: it has not had as much time.
     """
     comparison, target = outcome.comparison, outcome.target
     costs = {entry.row.label: entry.median_cost(target, "seconds") for entry in outcome.entries}
     order = sorted(costs, key=lambda label: costs[label])
     first = order[0]
     spent = {entry.row.label: entry.seconds for entry in outcome.entries}
-    if not math.isfinite(costs[first]) or (first == OURS and max(e.seconds for e in outcome.baselines) < costs[first]):
+    hurried = any(not math.isfinite(costs[label]) and spent[label] < costs[first] for label in costs)
+    if not math.isfinite(costs[first]) or (first == OURS and hurried):
         return None
 
     def cost(label: str) -> str:

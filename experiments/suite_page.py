@@ -15,7 +15,7 @@ from experiments.recording import described_environment
 from experiments.report_page import Page
 from experiments.suite import Suite
 from experiments.suite_figures import draw_comparison, draw_profiles
-from experiments.suite_file import OURS, load_baselines, title_of
+from experiments.suite_file import OURS, Comparison, Row, Value, load_baselines, title_of
 from experiments.suite_measures import (
     TIE,
     Entry,
@@ -30,20 +30,21 @@ from experiments.suite_measures import (
 _METHOD = """
 hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are
 for the others. Every baseline is tuned on every problem (configs/tuned): a grid of the learning rate and one or two
-more settings, of L-BFGS its memory, by successive halving with the same budget for each trial, and with seeds that
-are not those of the comparison. As long as the best learning rate of the first round is at an edge of the grid, the
-grid grows, at most four times. Learning rates fall to zero along a cosine, unless a constant one was tuned. An
-example is one that a step takes its gradient on. A gradient-equivalent is one gradient of the whole training set, or
-one curvature-vector product on it, line searches of L-BFGS included; evaluations of the loss alone are not counted,
-but their seconds are. Seconds are those of the steps, in a process with one CPU core to itself unless there is an
-accelerator; evaluations of whole sets are apart, and so is compiling, which is that of the first seed, and little
-where a tuning had compiled the same program. Steps of first-order methods run fifty at a time in one compiled
-program, those of L-BFGS ten, those of hessian_free one by one. Where a target is given, the verdict goes to who
-reaches it first. Else it compares medians over the seeds at equal time: each baseline at the end of its schedule,
-hessian_free at that time or at its own end, whichever is earlier. Values within 2 % tie, and so do accuracies whose
-ranges overlap, and times to a target within 10 %. Where no target is given, it is what the best baseline reached from
-every seed; baselines reach that at the end of their schedules, which a performance profile should be read with. What
-a target took is interpolated between two evaluations, in the logarithm of the value.
+more settings, of L-BFGS its memory, by successive halving with the same budget for each trial, and with seeds that are
+not those of the comparison; where a target is given, by how soon it is reached on the training set. As long as the
+best learning rate of the first round is at an edge of the grid, the grid grows, at most four times. Learning rates of
+first-order methods fall to zero along a cosine, unless a constant one was chosen. An example is one that a step takes
+its gradient on. A gradient-equivalent is one gradient of the whole training set, or one curvature-vector product on
+it, line searches of L-BFGS included; evaluations of the loss alone are not counted, but their seconds are. Seconds are
+those of the steps, in a process with one CPU core to itself unless there is an accelerator; evaluations of whole sets
+are apart, and so is compiling, which is that of the first seed, and little where a tuning had compiled the same
+program. Steps of first-order methods run fifty at a time in one compiled program, those of L-BFGS ten, all others one
+by one; drawing the batches is not counted. Where a target is given, the verdict goes to who reaches it first. Else it
+compares medians over the seeds at equal time: each baseline at the end of its schedule, hessian_free at that time or
+at its own end, whichever is earlier. Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a
+target within 10 %. Where no target is given, it is what the best baseline reached from every seed; baselines reach
+that at the end of their schedules, which a performance profile should be read with. What a target took is interpolated
+between two evaluations.
 """
 
 
@@ -117,7 +118,8 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     )
     rows = [_cells(outcome, entry) for entry in outcome.entries]
     page.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    tuned = "; ".join(f"{e.row.label}: {title_of(e.row.tuned)}" for e in outcome.baselines if e.row.tuned)
+    chosen = {e.row.label: _chosen(comparison, e.row) for e in outcome.baselines}
+    tuned = "; ".join(f"{label}: {title_of(values)}" for label, values in chosen.items() if values)
     seeds = ", ".join(str(seed) for seed in (result.summary["seed"] for result in outcome.ours.results))
     batches = {entry.row.label: entry.row.settings["batches"] for entry in outcome.entries}
     sizes = "; ".join(f"{label}: {_batch(of)}" for label, of in batches.items())
@@ -129,8 +131,14 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     )
     there = {entry.row.label for entry in outcome.entries}
     if absent := [label for label in comparison.peers if label not in there]:
-        page.paragraph(f"Not installed, and so not among the rows: {', '.join(absent)}.")
+        page.paragraph(f"Not installed, here or where it was tuned, and so not among the rows: {', '.join(absent)}.")
     page.paragraph(f"Reference: {comparison.reference}")
+
+
+def _chosen(comparison: Comparison, row: Row) -> dict[str, Value]:
+    """The tuned settings of a row, but those of which the comparison's grid has a single value."""
+    grid = comparison.grids.get(row.label, {})
+    return {name: value for name, value in row.tuned.items() if len(grid.get(name, ())) != 1}
 
 
 def _batch(settings: Mapping[str, Any]) -> str:

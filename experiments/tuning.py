@@ -196,7 +196,7 @@ def _task(
 ) -> Task:
     row = row_of(comparison, found.baseline, values)
     name = f"{slug(row.label)}-{folder_of(values)}-{share:.2f}"
-    if not comparison.ranks_by_target:
+    if comparison.target is None:
         comparison = replace(comparison, evaluations=2)  # only the end counts
     config = config_of(comparison, row, seed, share=share, name=name, held_out=comparison.validation_fraction)
     return Task(f"{comparison.name}: {row.label} ({title_of(values)}), {share:.0%}, seed {seed}", config, folder)
@@ -205,8 +205,8 @@ def _task(
 def score(comparison: Comparison, results: Sequence[Result]) -> float:
     """Median over the seeds of what the comparison tunes by, so that less is better; ∞ for a run that diverged.
 
-    Where the comparison has a target that the training set tells of, what matters is how soon it is reached: a run that
-    reaches it has the share of its gradient-equivalents that this took, less two, which is below every other value.
+    Where the comparison has a target, what matters is how soon it is reached on the training set: a run that reaches it
+    has the share of its gradient-equivalents that this took, less two, which is below every other value.
     """
     return statistics.median(_score(comparison, result) for result in results)
 
@@ -216,8 +216,8 @@ def _score(comparison: Comparison, result: Result) -> float:
     value = result.summary[name]
     if result.diverged or not math.isfinite(value):
         return math.inf
-    if comparison.target is not None and comparison.ranks_by_target:
-        curve = curve_of(result, comparison)
+    if comparison.target is not None:
+        curve = curve_of(result, comparison, comparison.seen_in_training)
         soon = curve.cost_of(less_is_better(comparison.target, comparison.higher_is_better), _EFFORT)
         if math.isfinite(soon):
             return soon / float(curve.costs[_EFFORT][-1]) - 2
@@ -226,7 +226,7 @@ def _score(comparison: Comparison, result: Result) -> float:
 
 def _yaml(path: str, comparison: Comparison, searches: Sequence[Search], environment: str) -> str:
     name, higher_is_better = comparison.score
-    sooner = "; below -1: the target was reached, and the sooner the less" if comparison.ranks_by_target else ""
+    sooner = "; below -1: the target was reached, and the sooner the less" if comparison.target is not None else ""
     found: dict[str, Any] = {
         "comparison": comparison.name,
         "command": f"python -m experiments tune {path}",

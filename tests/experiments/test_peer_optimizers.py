@@ -45,12 +45,23 @@ def test_somax_solves_the_damped_system(linear):
     assert 2 < state.products <= 20 + 2 + 1  # iterations, and residuals
 
 
-def test_somax_runs_as_an_experiment_and_its_products_are_counted(plan):
+@pytest.mark.parametrize(("steps", "products"), [(4, 5), (10, 11), (20, 23)])
+def test_somax_runs_as_an_experiment_and_its_products_are_counted(plan, steps, products):
+    """Iterations, the first residual, and with more than ten iterations two that are computed anew."""
     pytest.importorskip("somax")
-    somax = "optimizers.somax={steps: 3, max_cg_steps: 4, batches: {gradient: 100}}"
+    somax = f"optimizers.somax={{steps: 3, max_cg_steps: {steps}, batches: {{gradient: 100}}}}"
     recorded = rows(plan("optimizer=somax", somax, *PROBLEM))
     assert recorded[-1]["train_loss"] < recorded[0]["train_loss"]
-    assert [row["products"] for row in recorded] == [0, 5, 10, 15]
+    assert [row["products"] for row in recorded] == [0, products, 2 * products, 3 * products]
+
+
+def test_somax_refuses_weights(linear):
+    pytest.importorskip("somax")
+    params, objective, batch = linear
+    value_fn = objective.bind((*batch, jnp.ones(20)))
+    somax = peer_optimizers.somax(Somax(steps=1))
+    with pytest.raises(ConfigError, match="no weights of examples"):
+        somax.update(params, somax.init(params), params, value_fn=value_fn)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from experiments.settings_file import check_settings
-from experiments.suite_figures import band
-from experiments.suite_file import OURS, Comparison, Row
+from experiments.suite_figures import _style, band
+from experiments.suite_file import OURS, Comparison, Row, load_baselines
 from experiments.suite_measures import TIE, Curve, Entry, Outcome, less_is_better, profile, verdict
+from tests.experiments.conftest import ROOT
 
 COMPARISON = check_settings(
     TypeAdapter(Comparison),
@@ -55,7 +56,7 @@ def test_a_curve_knows_its_value_at_a_time_and_what_a_target_took():
 
 def test_between_two_evaluations_the_logarithm_falls_linearly():
     assert curve(8.0, 1.0, seconds=3.0).cost_of(2.0, "seconds") == pytest.approx(2.0)  # 8 → 4 → 2 → 1 in a second each
-    assert curve(8.0, 8.0, 0.0).cost_of(2.0, "seconds") == 2.0  # there is no telling how it fell to zero
+    assert curve(8.0, 8.0, 0.0).cost_of(2.0, "seconds") == 1.75  # of zero there is none: as a straight line
     assert curve(8.0, math.inf, 1.0).cost_of(2.0, "seconds") == 2.0
 
 
@@ -105,7 +106,7 @@ class TestVerdict:
 
     def test_with_a_given_target_the_sooner_wins_whatever_the_ends_are(self):
         ours, rival = [curve(9.0, 1.0, 0.9, seconds=2.0)], [curve(9.0, 8.0, 8.0, 8.0, 1.0, 0.1)]
-        found = outcome(ours, A=rival, B=[curve(9.0, 2.0)])
+        found = outcome(ours, A=rival, B=[curve(9.0, 2.0, seconds=3.0)])
         assert verdict(found).winner == "A"
         given = verdict(found._replace(comparison=replace(COMPARISON, target=1.0)))
         assert given.winner == OURS
@@ -150,7 +151,7 @@ def test_without_a_finite_result_of_the_baselines_there_is_no_target():
 
 def test_a_performance_profile_counts_problems_within_a_multiple_of_the_least_cost():
     """Costs of the target: ours 1, 4, never; A 2, 1, never; B (in one problem alone) 8."""
-    cost = lambda steps: [curve(*[9.0] * steps, 0.0)] if steps else [curve(9.0, 9.0)]  # noqa: E731
+    cost = lambda steps: [curve(*[9.0] * (steps - 1), math.inf, 1.0)] if steps else [curve(9.0, 9.0)]  # noqa: E731
     problems = [
         outcome(cost(1), A=cost(2), B=cost(8)),
         outcome(cost(4), A=cost(1)),
@@ -174,3 +175,17 @@ def test_a_band_has_medians_and_ranges_and_leaves_out_what_no_logarithm_shows():
     np.testing.assert_array_equal(high, [5.0, np.nan])
     _, solved, _, _ = band(entry("a", curve(9.0, 0.0, 0.0)), "seconds", least=0.5)
     np.testing.assert_array_equal(solved, [0.5, 0.5])
+
+
+def test_every_row_of_a_figure_has_a_style_of_its_own():
+    labels = [baseline.label for baseline in load_baselines(ROOT / "configs/baselines.yaml")]
+    styles = [_style(label, labels) for label in (OURS, *labels)]
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == len(styles)
+
+
+def test_a_baseline_that_was_stopped_sooner_has_not_lost_the_race_to_the_target():
+    ours, slow = [curve(9.0, 9.0, 9.0, 0.5)], [curve(9.0, 9.0, seconds=4.0)]
+    given = lambda **others: verdict(outcome(ours, **others)._replace(comparison=replace(COMPARISON, target=1.0)))  # noqa: E731
+    assert "reaches" in given(Slow=slow).text
+    assert "reaches" not in given(Slow=slow, Stopped=[curve(9.0, 9.0)]).text
+    assert "reaches" in given(Slow=slow, Sooner=[curve(9.0, 0.9)]).text  # and wins
