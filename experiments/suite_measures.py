@@ -205,7 +205,10 @@ def _sooner(outcome: Outcome) -> Verdict | None:
     order = sorted(costs, key=lambda label: costs[label])
     first = order[0]
     spent = {entry.row.label: entry.seconds for entry in outcome.entries}
-    hurried = any(not math.isfinite(costs[label]) and spent[label] < costs[first] for label in costs)
+    unfinished = [
+        e.row.label for e in outcome.entries if math.isfinite(e.median) and not math.isfinite(costs[e.row.label])
+    ]
+    hurried = any(spent[label] < costs[first] for label in unfinished)
     if not math.isfinite(costs[first]) or (first == OURS and hurried):
         return None
 

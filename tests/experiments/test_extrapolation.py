@@ -62,11 +62,11 @@ def record(folder, losses):
 def test_the_command_marks_what_it_has_not_measured(recorded, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "figure.png"
-    assert main(["extrapolate", str(recorded), "--target", "0.1", "--figure", str(figure)]) == 0
+    assert main(["extrapolate", str(recorded), "--target", "0.05", "--figure", str(figure)]) == 0
     measured, two, four, drawn = capsys.readouterr().out.splitlines()
     assert measured == "measured: train loss 0.25 after 40 s"
     for line in (two, four):
-        assert line.startswith("extrapolated, not measured: 0.1 after 100 s, 2.5 times as far")
+        assert line.startswith("extrapolated, not measured: 0.05 after 3 min, 5 times as far")
     assert drawn == f"figure: {figure}"
     assert figure.stat().st_size > 10_000
 

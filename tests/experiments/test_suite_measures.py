@@ -110,7 +110,7 @@ class TestVerdict:
         assert verdict(found).winner == "A"
         given = verdict(found._replace(comparison=replace(COMPARISON, target=1.0)))
         assert given.winner == OURS
-        assert "it reaches train loss 1 in 2.0 s; A 4.0 s (2 times), B not in its 1.0 s" in given.text
+        assert "it reaches train loss 1 in 2.0 s; A 4.0 s (2 times), B not in its 3.0 s" in given.text
         assert "Examples seen: hessian_free 1, A 4. Gradient-equivalents: hessian_free 2, A 8." in given.text
         out_of_reach = found._replace(comparison=replace(COMPARISON, target=0.01))
         assert verdict(out_of_reach) == verdict(found)
@@ -188,4 +188,4 @@ def test_a_baseline_that_was_stopped_sooner_has_not_lost_the_race_to_the_target(
     given = lambda **others: verdict(outcome(ours, **others)._replace(comparison=replace(COMPARISON, target=1.0)))  # noqa: E731
     assert "reaches" in given(Slow=slow).text
     assert "reaches" not in given(Slow=slow, Stopped=[curve(9.0, 9.0)]).text
-    assert "reaches" in given(Slow=slow, Sooner=[curve(9.0, 0.9)]).text  # and wins
+    assert "reaches" in given(Slow=slow, Diverged=[curve(9.0, math.inf)]).text

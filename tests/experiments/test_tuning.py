@@ -108,8 +108,8 @@ def test_with_a_target_the_sooner_counts_and_what_never_reaches_it_comes_after(t
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return Result(folder, {"status": status, "train_loss": losses[-1]})
 
-    soon = result("soon", 3.0, 0.4, 0.3, 0.2, 0.49)
-    late = result("late", 3.0, 0.9, 0.8, 0.7, 0.1)
+    soon = result("soon", 3.0, 0.5, 0.3, 0.2, 0.49)
+    late = result("late", 3.0, 0.9, 0.8, 0.7, 0.5)
     never = result("never", 3.0, 0.9, 0.8, 0.7, 0.6)
     diverged = result("diverged", 3.0, 0.1, math.inf, status="diverged")
     assert [tuning.score(comparison, [one]) for one in (soon, late, never, diverged)] == [-1.75, -1.0, 0.6, math.inf]
