@@ -1,5 +1,5 @@
-"""The command line: `python -m experiments run | compare | sweep | list | show | clean | tensorboard | extrapolate |
-cartpole | frameworks | approximations | curvature | bench`.
+"""The command line: `python -m experiments run | compare | tune | sweep | list | show | clean | tensorboard |
+extrapolate | cartpole | frameworks | approximations | curvature | bench`.
 
 Exit codes: 0 done, 1 a run diverged or missed what it was to show, 2 asked for something impossible (one message says
 what), 130 interrupted.

@@ -90,6 +90,10 @@ class Plan:
         rows = self.batches.rows(step)
         return rows if self.mesh is None else split(rows, self.batches.examples, self.mesh)
 
+    def queue_rows(self, step: int, count: int) -> Rows:
+        """Those of so many steps from this one on, as a queue takes them."""
+        return queue_rows([self.rows(step + i) for i in range(count)], self.longest_queue)
+
     def everywhere(self, tree: Any) -> Any:
         """``tree``, whole on every device."""
         return tree if self.mesh is None else sharding.replicate(tree, self.mesh)
@@ -161,13 +165,12 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
     while accounts.steps < plan.steps:
         first, count = accounts.steps, plan.queue(accounts.steps)
         sizes = plan.batches.sizes(first)
-        rows = queue_rows([plan.rows(step) for step in range(first, first + count)], plan.longest_queue)
         if compiled is None or sizes != compiled_for:
             began = time.perf_counter()
-            compiled, compiled_for = queue.lower(state, data, rows, count).compile(), sizes
+            compiled, compiled_for = queue.lower(state, data, plan.queue_rows(first, count), count).compile(), sizes
             accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
         began = time.perf_counter()
-        state, reports, taken = compiled(state, data, rows, count)
+        state, reports, taken = compiled(state, data, plan.queue_rows(first, count), count)
         reports, taken = jax.device_get((reports, taken))
         seconds = (time.perf_counter() - began) / taken
         for i in range(taken):
