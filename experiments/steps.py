@@ -39,7 +39,7 @@ def make_queue(problem: Problem, optimizer: Optimizer, chunk_size: int | None, m
     """
     step = make_step(problem, optimizer, chunk_size, memory)
 
-    def call(state: TrainState, data: Any, rows: Rows, count: Any) -> tuple[TrainState, Report, Any]:
+    def train_steps(state: TrainState, data: Any, rows: Rows, count: Any) -> tuple[TrainState, Report, Any]:
         if length == 1:
             state, report = step(state, data, rows)
             return state, jax.tree.map(lambda value: value[None], report), 1
@@ -63,7 +63,7 @@ def make_queue(problem: Problem, optimizer: Optimizer, chunk_size: int | None, m
         state, reports, taken, _ = jax.lax.while_loop(goes_on, body, carry)
         return state, reports, taken
 
-    return jax.jit(call, donate_argnums=0)
+    return jax.jit(train_steps, donate_argnums=0)
 
 
 def queue_rows(rows: Sequence[Rows], length: int) -> Rows:

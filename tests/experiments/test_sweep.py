@@ -146,7 +146,7 @@ def test_a_worker_has_one_core(tmp_path):
 
 
 def test_seeds_and_learning_rates_share_what_is_compiled(swept):
-    compiled = list((swept[2] / ".compiled").glob("jit_train_step-*-cache"))
+    compiled = list((swept[2] / ".compiled").glob("jit_train_steps-*-cache"))
     assert len(compiled) == 3  # two problems with SGD, one with Adam
 
 
