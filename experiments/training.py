@@ -171,7 +171,7 @@ def train(plan: Plan, start: tuple[TrainState, Accounts] | None = None) -> Itera
             accounts = replace(accounts, compile_seconds=accounts.compile_seconds + time.perf_counter() - began)
         began = time.perf_counter()
         state, reports, taken = compiled(state, data, plan.queue_rows(first, count), count)
-        reports, taken = jax.device_get((reports, taken))
+        reports, taken = jax.device_get(reports), int(taken)
         seconds = (time.perf_counter() - began) / taken
         for i in range(taken):
             report = {name: values[i].item() for name, values in reports.items()}

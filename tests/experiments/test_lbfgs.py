@@ -83,7 +83,8 @@ def test_the_accounts_have_every_gradient_that_was_computed(plan, batch, tries):
         return plan.problem.predict(params, images)
 
     counts = []
-    for moment in train(replace(plan, problem=replace(plan.problem, predict=predict))):
+    one_by_one = replace(plan.optimizer, queued_steps=1)  # so that there is something to count after each
+    for moment in train(replace(plan, problem=replace(plan.problem, predict=predict), optimizer=one_by_one)):
         jax.effects_barrier()
         assert moment.accounts.gradients == len(computed)
         assert moment.accounts.gradient_examples == size * len(computed)
