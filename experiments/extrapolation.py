@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments.config import Config
 from experiments.errors import RunError
-from experiments.figures import COLOURS, blank, tidy
+from experiments.figures import COLOURS, blank, legend_below, tidy
 from experiments.readable import duration, words
 from experiments.recording import is_run, read_config, read_metrics
 
@@ -132,8 +132,8 @@ def _draw(
     panel.set_xlabel("training time (s)" if axis == "seconds" else words(axis))
     panel.set_ylabel(words(measure))
     tidy(panel)
-    figure.suptitle(f"{config.name}: {config.optimizer.replace('_', '-')}, target {target:g}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"{config.name}, seed {config.seed}: {words(measure)} on the way to {target:g}")
+    legend_below(figure, [panel], columns=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

@@ -56,6 +56,7 @@ def make_queue(problem: Problem, optimizer: Optimizer, chunk_size: int | None, m
             state, reports, taken, _ = carry
             state, report = fast(state, data, jax.tree.map(lambda leaf: leaf[taken], rows))
             reports = jax.tree.map(lambda several, one: several.at[taken].set(one), reports, report)
+            # What `has_diverged` says of a report that was fetched.
             diverged = ~jnp.isfinite(report["loss"]) & jnp.asarray(report.get("accepted", True))
             return state, reports, taken + 1, diverged
 

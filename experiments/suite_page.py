@@ -39,12 +39,11 @@ it, line searches of L-BFGS included; evaluations of the loss alone are not coun
 those of the steps, in a process with one CPU core to itself unless there is an accelerator; evaluations of whole sets
 are apart, and so is compiling, which is that of the first seed, and little where a tuning had compiled the same
 program. Steps of first-order methods run fifty at a time in one compiled program, those of L-BFGS ten, all others one
-by one. Where a target is given, the verdict goes to who reaches it first. Else it
-compares medians over the seeds at equal time: each baseline at the end of its schedule, hessian_free at that time or
-at its own end, whichever is earlier. Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a
-target within 10 %. Where no target is given, it is what the best baseline reached from every seed; baselines reach
-that at the end of their schedules, which a performance profile should be read with. What a target took is interpolated
-between two evaluations.
+by one. Where a target is given, the verdict goes to who reaches it first. Else it compares medians over the seeds at
+equal time: each baseline at the end of its schedule, hessian_free at that time or at its own end, whichever is
+earlier. Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a target within 10 %. Where no
+target is given, it is what the best baseline reached from every seed; baselines reach that at the end of their
+schedules, which a performance profile should be read with. What a target took is interpolated between two evaluations.
 """
 
 

@@ -63,11 +63,8 @@ def test_a_queue_ends_at_evaluations_at_new_sizes_at_the_end_and_when_it_is_full
     assert lengths("optimizers.adam.epochs=2") == [4, 3]  # epochs of 200 end within the 4th and 7th batch of 64
     growing = "optimizers.adam.batches.gradient_growth={factor: 2, every_steps: 20}"
     assert lengths(*long, growing) == [20, 20, 50, 40]  # 64, 128, and from then on all 200
-    assert lengths("optimizer=lbfgs", "optimizers.lbfgs={steps: 25}", "recording.evaluate_every_epochs=1000") == [
-        10,
-        10,
-        5,
-    ]
+    searches = ("optimizer=lbfgs", "optimizers.lbfgs={steps: 25}", "recording.evaluate_every_epochs=1000")
+    assert lengths(*searches) == [10, 10, 5]
     assert lengths("optimizer=hessian_free") == [1, 1, 1, 1]
 
 
