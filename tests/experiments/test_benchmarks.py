@@ -3,6 +3,8 @@
 import json
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -81,10 +83,13 @@ def test_the_steps_of_simplenn_lower_its_objective():
 
 
 @pytest.mark.slow
-def test_compiling_is_timed_anew_in_every_round():
-    (row,) = compiling.measure(1, [SMALL])
-    assert row.value > 1  # a step has its value_and_grad in it
-    assert row.details["step (s)"] > row.details["value_and_grad (s)"] > 0
+def test_compiling_is_timed_anew_in_every_round(monkeypatch):
+    cleared, clear = [], jax.clear_caches
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(clear()))
+    (row,) = compiling.measure(2, [SMALL])
+    assert len(cleared) == 4  # both programs in both rounds; which of them takes longer is for a quiet machine to say
+    assert row.lowest <= row.value <= row.highest
+    assert min(row.details["step (s)"], row.details["value_and_grad (s)"]) > 0
 
 
 @pytest.mark.slow
@@ -100,11 +105,8 @@ def test_the_work_of_a_step_divides_among_devices():
 
 
 def test_operations_are_those_of_the_program():
-    import jax.numpy as jnp
-
-    assert flops(lambda a, b: a @ b, jnp.ones((30, 20)), jnp.ones((20, 50))) == pytest.approx(
-        2 * 30 * 20 * 50, rel=0.01
-    )
+    counted = flops(lambda a, b: a @ b, jnp.ones((30, 20)), jnp.ones((20, 50)))
+    assert counted == pytest.approx(2 * 30 * 20 * 50, rel=0.01)
 
 
 ROWS = [
