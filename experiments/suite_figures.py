@@ -120,6 +120,8 @@ def band(entry: Entry, axis: str, least: float = 0.0) -> tuple[np.ndarray, ...]:
 def _style(label: str, labels: Sequence[str]) -> dict[str, Any]:
     if label == OURS:
         return {"label": label, "color": "#000000", "linestyle": "-", "linewidth": 2.4, "zorder": 3}
+    if label.startswith(OURS):
+        return {"label": label, "color": "#000000", "linestyle": (0, (2, 1)), "linewidth": 1.5, "zorder": 3}
     i = list(labels).index(label)
     colours = [*(colour for colour in COLOURS if colour != "#000000"), GREY]
     return {

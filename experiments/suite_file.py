@@ -53,7 +53,8 @@ class Baseline(Section):
 class Budgets(Section):
     """How long each kind of optimizer trains, and on which batches. Null: that kind does not take part.
 
-    hessian_free has no other settings: it runs at its defaults on every problem. A first-order method is to take at
+    hessian_free has no other settings: it runs at its defaults on every problem. A second row of it that is tuned has
+    the same budget. A first-order method is to take at
     least its seconds, so that it is never the one in a hurry.
     """
 
@@ -83,10 +84,11 @@ class Comparison(Section):
     # Part of the training set held out while tuning (labelled images only).
     validation_fraction: HalfOpenFraction = 0.0
     budgets: Budgets
-    # Labels of the baselines that take part; null: all but the peers.
+    # Labels of the baselines that take part; null: all of Optax.
     baselines: tuple[str, ...] | None = None
-    # Labels of baselines from other packages, which take part where these are installed.
-    peers: tuple[str, ...] = ()
+    # Labels of further rows: baselines of other packages, which take part where these are installed, and hessian_free
+    # with tuned settings, which has no say in the verdict.
+    also: tuple[str, ...] = ()
     # By label: grids that suit this problem, instead of those in the file of the baselines.
     grids: dict[str, dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]]] = field(default_factory=dict)
     seeds: NonEmptySeeds = (0, 1, 2)
@@ -166,22 +168,23 @@ def load_baselines(path: Path = BASELINES) -> tuple[Baseline, ...]:
 def taking_part(comparison: Comparison, baselines: Sequence[Baseline]) -> list[Baseline]:
     """Those that the comparison asks for and has a budget for, with the grids that it has for them.
 
-    Peers whose package is not installed are left out.
+    Baselines whose package is not installed are left out.
 
     Raises:
-      ConfigError: it asks for one that there is not.
+      ConfigError: it asks for one that there is not, or in the wrong place.
     """
     labels = [baseline.label for baseline in baselines]
-    peers = [baseline.label for baseline in baselines if baseline.optimizer in PEERS]
-    wanted = [label for label in labels if label not in peers] if comparison.baselines is None else comparison.baselines
-    for label in (*wanted, *comparison.peers, *comparison.grids):
+    further = [baseline.label for baseline in baselines if baseline.optimizer in (*PEERS, OURS)]
+    usual = [label for label in labels if label not in further]
+    wanted = usual if comparison.baselines is None else comparison.baselines
+    for label in (*wanted, *comparison.also, *comparison.grids):
         if label not in labels:
             raise ConfigError(f"{comparison.name}: there is no baseline '{label}'; there are {', '.join(labels)}")
-    for label in comparison.peers:
-        if label not in peers:
-            raise ConfigError(f"{comparison.name}: '{label}' is no peer, but one of the baselines")
-    there = {one.label for one in baselines if one.label in peers and is_installed(one.optimizer)}
-    wanted = [*wanted, *(label for label in comparison.peers if label in there)]
+    for named, wrong, other in ((comparison.also, usual, "baselines"), (wanted, further, "also")):
+        if misplaced := [label for label in named if label in wrong]:
+            raise ConfigError(f"{comparison.name}: name '{misplaced[0]}' under {other}")
+    there = {one.label for one in baselines if one.optimizer not in PEERS or is_installed(one.optimizer)}
+    wanted = [*wanted, *(label for label in comparison.also if label in there)]
     return [
         replace(one, tune={**one.tune, **comparison.grids.get(one.label, {})})
         for one in baselines
@@ -267,7 +270,7 @@ def load_tuned(comparison: Comparison, baselines: Iterable[Baseline], folder: Pa
         entry = entries.get(baseline.label)
         if entry is None and baseline.optimizer in PEERS:  # tuned where its package was not installed
             continue
-        if entry is None or entry["tuned_for"] != plain(_BASELINE, baseline):
+        if entry is None or entry["tuned_for"] != row_tuned_for(comparison, baseline):
             raise NotTunedError(f"{path}: '{baseline.label}' is not there, or was tuned with another grid; {remedy}")
         rows.append(row_of(comparison, baseline, entry["chosen"]))
     return rows
@@ -281,6 +284,14 @@ def tuned_for(comparison: Comparison) -> dict[str, Any]:
     return {**{key: settings[key] for key in keys}, "budgets": budgets}
 
 
+def row_tuned_for(comparison: Comparison, baseline: Baseline) -> dict[str, Any]:
+    """What of one row it depends on besides: its entry, and the budget of hessian_free where it is a row of that."""
+    settings: dict[str, Any] = plain(_BASELINE, baseline)
+    if baseline.optimizer == OURS:
+        settings["budget"] = plain(_TRAINING, comparison.budgets.hessian_free)
+    return settings
+
+
 def title_of(values: Mapping[str, Value]) -> str:
     """Chosen values as a person reads them: 'learning_rate 0.003, b2 0.99'."""
     return ", ".join(f"{key} {value if isinstance(value, str) else f'{value:g}'}" for key, value in values.items())
@@ -292,4 +303,10 @@ def folder_of(values: Mapping[str, Value]) -> str:
 
 
 def _budget(comparison: Comparison, optimizer: OptimizerName) -> Training | None:
-    return comparison.budgets.lbfgs if optimizer == "lbfgs" else comparison.budgets.first_order
+    match optimizer:
+        case "hessian_free":
+            return comparison.budgets.hessian_free
+        case "lbfgs":
+            return comparison.budgets.lbfgs
+        case _:
+            return comparison.budgets.first_order

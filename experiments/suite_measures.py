@@ -109,7 +109,12 @@ class Outcome(NamedTuple):
 
     @property
     def baselines(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.row.label != OURS]
+        return [entry for entry in self.entries if entry.row.optimizer != OURS]
+
+    @property
+    def contenders(self) -> list[Entry]:
+        """hessian_free at its defaults and the baselines: a second row of hessian_free is there to be looked at."""
+        return [self.ours, *self.baselines]
 
     @property
     def best_baseline(self) -> Entry:
@@ -201,12 +206,12 @@ def _sooner(outcome: Outcome) -> Verdict | None:
     None too if hessian_free is the first, but one of the others was stopped before that: it has not had as much time.
     """
     comparison, target = outcome.comparison, outcome.target
-    costs = {entry.row.label: entry.median_cost(target, "seconds") for entry in outcome.entries}
+    costs = {entry.row.label: entry.median_cost(target, "seconds") for entry in outcome.contenders}
     order = sorted(costs, key=lambda label: costs[label])
     first = order[0]
-    spent = {entry.row.label: entry.seconds for entry in outcome.entries}
+    spent = {entry.row.label: entry.seconds for entry in outcome.contenders}
     unfinished = [
-        e.row.label for e in outcome.entries if math.isfinite(e.median) and not math.isfinite(costs[e.row.label])
+        e.row.label for e in outcome.contenders if math.isfinite(e.median) and not math.isfinite(costs[e.row.label])
     ]
     hurried = any(spent[label] < costs[first] for label in unfinished)
     if not math.isfinite(costs[first]) or (first == OURS and hurried):
@@ -231,7 +236,7 @@ def _other_costs(outcome: Outcome) -> str:
     count = lambda cost: f"{cost:,.0f}" if math.isfinite(cost) else "never enough"  # noqa: E731
     text = ""
     for axis in ("examples", "gradient_equivalents"):
-        costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.entries}
+        costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.contenders}
         best = min((label for label in costs if label != OURS), key=lambda label: costs[label])
         text += f" {AXES[axis].capitalize()}: hessian_free {count(costs[OURS])}, {best} {count(costs[best])}."
     return text
@@ -262,7 +267,7 @@ def profile(outcomes: Sequence[Outcome], axis: str) -> dict[str, tuple[np.ndarra
     """
     ratios: dict[str, list[float]] = {}
     for outcome in outcomes:
-        costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.entries}
+        costs = {entry.row.label: entry.median_cost(outcome.target, axis) for entry in outcome.contenders}
         least = min(costs.values())
         for label, cost in costs.items():
             ratio = 1.0 if cost == least else cost / least if least > 0 else math.inf

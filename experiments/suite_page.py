@@ -28,22 +28,23 @@ from experiments.suite_measures import (
 )
 
 _METHOD = """
-hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are
-for the others. Every baseline is tuned on every problem (configs/tuned): a grid of the learning rate and one or two
-more settings, of L-BFGS its memory, by successive halving with the same budget for each trial, and with seeds that are
-not those of the comparison; where a target is given, by how soon it is reached on the training set. As long as the
-best learning rate of the first round is at an edge of the grid, the grid grows, at most four times. Learning rates of
-first-order methods fall to zero along a cosine, unless a constant one was chosen. An example is one that a step takes
-its gradient on. A gradient-equivalent is one gradient of the whole training set, or one curvature-vector product on
-it, line searches of L-BFGS included; evaluations of the loss alone are not counted, but their seconds are. Seconds are
-those of the steps, in a process with one CPU core to itself unless there is an accelerator; evaluations of whole sets
-are apart, and so is compiling, which is that of the first seed, and little where a tuning had compiled the same
-program. Steps of first-order methods run fifty at a time in one compiled program, those of L-BFGS ten, all others one
-by one. Where a target is given, the verdict goes to who reaches it first. Else it compares medians over the seeds at
-equal time: each baseline at the end of its schedule, hessian_free at that time or at its own end, whichever is
-earlier. Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a target within 10 %. Where no
-target is given, it is what the best baseline reached from every seed; baselines reach that at the end of their
-schedules, which a performance profile should be read with. What a target took is interpolated between two evaluations.
+hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are for
+the others; where there is a second row of it with tuned settings, that row has no say in verdicts and profiles. Every
+baseline is tuned on every problem (configs/tuned): a grid of the learning rate and one or two more settings, of L-BFGS
+its memory, by successive halving with the same budget for each trial, and with seeds that are not those of the
+comparison; where a target is given, by how soon it is reached on the training set. As long as the best learning rate of
+the first round is at an edge of the grid, the grid grows, at most four times. Learning rates of first-order methods
+fall to zero along a cosine, unless a constant one was chosen. An example is one that a step takes its gradient on. A
+gradient-equivalent is one gradient of the whole training set, or one curvature-vector product on it, line searches of
+L-BFGS included; evaluations of the loss alone are not counted, but their seconds are. Seconds are those of the steps,
+in a process with one CPU core to itself unless there is an accelerator; evaluations of whole sets are apart, and so is
+compiling, which is that of the first seed, and little where a tuning had compiled the same program. Steps of
+first-order methods run fifty at a time in one compiled program, those of L-BFGS ten, all others one by one. Where a
+target is given, the verdict goes to who reaches it first. Else it compares medians over the seeds at equal time: each
+baseline at the end of its schedule, hessian_free at that time or at its own end, whichever is earlier. Values within 2
+% tie, and so do accuracies whose ranges overlap, and times to a target within 10 %. Where no target is given, it is
+what the best baseline reached from every seed; baselines reach that at the end of their schedules, which a performance
+profile should be read with. What a target took is interpolated between two evaluations.
 """
 
 
@@ -117,7 +118,7 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     )
     rows = [_cells(outcome, entry) for entry in outcome.entries]
     page.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    chosen = {e.row.label: _chosen(comparison, e.row) for e in outcome.baselines}
+    chosen = {entry.row.label: _chosen(comparison, entry.row) for entry in outcome.entries}
     tuned = "; ".join(f"{label}: {title_of(values)}" for label, values in chosen.items() if values)
     seeds = ", ".join(str(seed) for seed in (result.summary["seed"] for result in outcome.ours.results))
     batches = {entry.row.label: entry.row.settings["batches"] for entry in outcome.entries}
@@ -129,7 +130,7 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
         f"{outcome.ours.results[0].summary['parameters']:,} parameters. Tuned settings: {tuned}."
     )
     there = {entry.row.label for entry in outcome.entries}
-    if absent := [label for label in comparison.peers if label not in there]:
+    if absent := [label for label in comparison.also if label not in there]:
         page.paragraph(f"Not installed, here or where it was tuned, and so not among the rows: {', '.join(absent)}.")
     page.paragraph(f"Reference: {comparison.reference}")
 

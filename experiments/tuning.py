@@ -18,7 +18,6 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from rich.console import Console
 
 from experiments.errors import RunError
@@ -26,7 +25,7 @@ from experiments.pool import COMPILED, Task, Workers, pool
 from experiments.recording import described_environment
 from experiments.runner import Result
 from experiments.section import slug
-from experiments.settings_file import plain, to_yaml
+from experiments.settings_file import to_yaml
 from experiments.suite_file import (
     TUNED,
     Baseline,
@@ -37,6 +36,7 @@ from experiments.suite_file import (
     load_baselines,
     load_comparison,
     row_of,
+    row_tuned_for,
     taking_part,
     title_of,
     tuned_file,
@@ -237,7 +237,7 @@ def _yaml(path: str, comparison: Comparison, searches: Sequence[Search], environ
         "baselines": [
             {
                 "label": search.baseline.label,
-                "tuned_for": plain(TypeAdapter(Baseline), search.baseline),
+                "tuned_for": row_tuned_for(comparison, search.baseline),
                 "chosen": search.chosen.values,
                 "at_edge": search.at_edge,
                 "trials": [

@@ -90,7 +90,7 @@ PEER = Baseline(label="peer", optimizer="somax", tune={"learning_rate": (0.1,)})
 
 
 def with_peers(*peers):
-    return replace(load_comparison(ROOT / "configs/compare/digits_mlp.yaml"), peers=peers, grids={})
+    return replace(load_comparison(ROOT / "configs/compare/digits_mlp.yaml"), also=peers, grids={})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,8 @@ def test_peers_take_part_where_they_are_named_and_installed(monkeypatch, peers, 
     assert [baseline.label for baseline in taking_part(with_peers(*peers), [ADAM, PEER])] == labels
 
 
-def test_a_peer_must_be_one():
-    with pytest.raises(ConfigError, match="'Adam' is no peer"):
+def test_rows_are_named_where_they_belong():
+    with pytest.raises(ConfigError, match="name 'Adam' under baselines"):
         taking_part(with_peers("Adam"), [ADAM, PEER])
+    with pytest.raises(ConfigError, match="name 'peer' under also"):
+        taking_part(replace(with_peers(), baselines=("peer",)), [ADAM, PEER])

@@ -38,7 +38,7 @@ def curve(*values, seconds=1.0):
 
 
 def entry(label, *curves):
-    return Entry(Row(label, "adam", {}, {}), [], list(curves))
+    return Entry(Row(label, OURS if label.startswith(OURS) else "adam", {}, {}), [], list(curves))
 
 
 def outcome(ours, **baselines):
@@ -175,6 +175,18 @@ def test_a_band_has_medians_and_ranges_and_leaves_out_what_no_logarithm_shows():
     np.testing.assert_array_equal(high, [5.0, np.nan])
     _, solved, _, _ = band(entry("a", curve(9.0, 0.0, 0.0)), "seconds", least=0.5)
     np.testing.assert_array_equal(solved, [0.5, 0.5])
+
+
+def test_a_second_row_of_hessian_free_has_no_say():
+    """Neither as the winner, nor as the least cost of a profile, nor as what sets the target."""
+    ours, theirs, second = [curve(9.0, 9.0, 9.0, 2.0)], [curve(9.0, 9.0, 3.0, 3.0)], [curve(9.0, 0.5, 0.5, 0.5)]
+    alone, beside = outcome(ours, A=theirs), outcome(ours, A=theirs, **{"hessian_free, tuned": second})
+    for target in (None, 5.0):
+        comparison = replace(COMPARISON, target=target)
+        alone, beside = alone._replace(comparison=comparison), beside._replace(comparison=comparison)
+        assert verdict(beside) == verdict(alone)
+        assert beside.target == alone.target
+        assert profile([beside], "seconds").keys() == {OURS, "A"}
 
 
 def test_every_row_of_a_figure_has_a_style_of_its_own():
