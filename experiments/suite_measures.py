@@ -96,6 +96,10 @@ class Entry(NamedTuple):
         """Median over the seeds; ∞ where half of them or more never reach the target."""
         return statistics.median_high([curve.cost_of(target, axis) for curve in self.curves])
 
+    def arrivals(self, target: float) -> int:
+        """From how many seeds the target is reached."""
+        return sum(math.isfinite(curve.cost_of(target, "seconds")) for curve in self.curves)
+
 
 class Outcome(NamedTuple):
     """A comparison whose runs are there; entries: hessian_free first."""
@@ -198,6 +202,24 @@ def verdict(outcome: Outcome) -> Verdict:
         times = ours.seconds / best.seconds
         return Verdict(rival, f"{text} hessian_free ends better, at {at_end}, after {times:.1f} times the seconds.")
     return Verdict(rival, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
+
+
+def beside(outcome: Outcome) -> list[str]:
+    """A sentence on each row of hessian_free that has no say in the verdict."""
+    comparison, target = outcome.comparison, outcome.target
+    aim = f"{measure_title(comparison)} {measure_text(comparison, target)}"
+    sentences = []
+    for entry in outcome.entries:
+        if entry.row.optimizer != OURS or entry.row.label == OURS:
+            continue
+        count, there = len(entry.curves), entry.arrivals(target)
+        text = f"{entry.row.label} ends at {measure_text(comparison, entry.median)} in {seconds_text(entry.seconds)} s"
+        text += f", and reaches {aim} from {there} of {count} seeds"
+        if math.isfinite(examples := entry.median_cost(target, "examples")):
+            seconds = seconds_text(entry.median_cost(target, "seconds"))
+            text += f", in the median after {examples:,.0f} examples and {seconds} s"
+        sentences.append(f"{text}; from its defaults {outcome.ours.arrivals(target)} of {count} do.")
+    return sentences
 
 
 def _sooner(outcome: Outcome) -> Verdict | None:

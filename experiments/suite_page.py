@@ -21,6 +21,7 @@ from experiments.suite_measures import (
     Entry,
     Outcome,
     Verdict,
+    beside,
     measure_text,
     measure_title,
     seconds_text,
@@ -110,6 +111,8 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     page.heading(comparison.title)
     page.paragraph(comparison.about)
     page.paragraph(found.text, kind="verdict")
+    for sentence in beside(outcome):
+        page.paragraph(sentence)
     picture = draw_comparison(outcome, labels, out / f"{comparison.name}.png")
     page.figure(
         picture,
@@ -153,7 +156,6 @@ def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
     text = lambda value: measure_text(comparison, value)  # noqa: E731
     finals = sorted(entry.finals)
     to_target = {axis: entry.median_cost(outcome.target, axis) for axis in ("examples", "seconds")}
-    there = sum(math.isfinite(curve.cost_of(outcome.target, "seconds")) for curve in entry.curves)
     return {
         "optimizer": entry.row.label,
         "train loss": f"{of('train_loss'):.3g}",
@@ -167,7 +169,7 @@ def _cells(outcome: Outcome, entry: Entry) -> dict[str, str]:
         "compiling (s)": seconds_text(summaries[0]["compile_seconds"]),
         "to target (examples)": f"{to_target['examples']:,.0f}" if math.isfinite(to_target["examples"]) else "–",
         "to target (s)": seconds_text(to_target["seconds"]) if math.isfinite(to_target["seconds"]) else "–",
-        "seeds there": f"{there} of {len(entry.curves)}",
+        "seeds there": f"{entry.arrivals(outcome.target)} of {len(entry.curves)}",
     }
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from experiments.settings_file import check_settings
 from experiments.suite_figures import _style, band
 from experiments.suite_file import OURS, Comparison, Row, load_baselines
-from experiments.suite_measures import TIE, Curve, Entry, Outcome, less_is_better, profile, verdict
+from experiments.suite_measures import TIE, Curve, Entry, Outcome, beside, less_is_better, profile, verdict
 from tests.experiments.conftest import ROOT
 
 COMPARISON = check_settings(
@@ -180,13 +180,24 @@ def test_a_band_has_medians_and_ranges_and_leaves_out_what_no_logarithm_shows():
 def test_a_second_row_of_hessian_free_has_no_say():
     """Neither as the winner, nor as the least cost of a profile, nor as what sets the target."""
     ours, theirs, second = [curve(9.0, 9.0, 9.0, 2.0)], [curve(9.0, 9.0, 3.0, 3.0)], [curve(9.0, 0.5, 0.5, 0.5)]
-    alone, beside = outcome(ours, A=theirs), outcome(ours, A=theirs, **{"hessian_free, tuned": second})
     for target in (None, 5.0):
         comparison = replace(COMPARISON, target=target)
-        alone, beside = alone._replace(comparison=comparison), beside._replace(comparison=comparison)
-        assert verdict(beside) == verdict(alone)
-        assert beside.target == alone.target
-        assert profile([beside], "seconds").keys() == {OURS, "A"}
+        alone = outcome(ours, A=theirs)._replace(comparison=comparison)
+        both = outcome(ours, A=theirs, **{"hessian_free, tuned": second})._replace(comparison=comparison)
+        assert verdict(both) == verdict(alone)
+        assert both.target == alone.target
+        assert profile([both], "seconds").keys() == {OURS, "A"}
+        assert beside(alone) == []
+
+
+def test_a_second_row_of_hessian_free_is_told_of_beside_the_verdict():
+    second = [curve(9.0, 3.0, 1.0), curve(9.0, 4.0, 4.0), curve(9.0, 1.0, 1.0)]
+    found = outcome([curve(9.0, 9.0, 1.0)] * 3, A=[curve(9.0, 9.0)], **{"hessian_free, tuned": second})
+    (text,) = beside(found._replace(comparison=replace(COMPARISON, target=3.0)))
+    assert text == (
+        "hessian_free, tuned ends at 1 in 2.0 s, and reaches train loss 3 from 2 of 3 seeds, in the median after 1 "
+        "examples and 1.0 s; from its defaults 3 of 3 do."
+    )
 
 
 def test_every_row_of_a_figure_has_a_style_of_its_own():
