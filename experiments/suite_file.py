@@ -64,6 +64,23 @@ class Budgets(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aims(Section):
+    """What was hoped of hessian_free at its defaults, in medians over the seeds; the page says what was met."""
+
+    # The measure at the end of its run; and which baselines are to be worse than what, in the time that this takes.
+    reach: PositiveFloat | None = None
+    behind: dict[str, PositiveFloat] = field(default_factory=dict)
+    # At equal time a better measure than every baseline; or at its own end one that is at least as good.
+    ahead_of_all: bool = False
+    as_good_as_any: bool = False
+    # The target in so many times fewer seconds than any first-order baseline takes; from at least so many seeds; and
+    # there with at most this share of the examples that a baseline takes.
+    times_sooner: PositiveFloat | None = None
+    seeds: PositiveInt | None = None
+    examples_of: dict[str, PositiveFloat] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison(Section):
     """One problem for all optimizers."""
 
@@ -84,6 +101,7 @@ class Comparison(Section):
     # Part of the training set held out while tuning (labelled images only).
     validation_fraction: HalfOpenFraction = 0.0
     budgets: Budgets
+    aims: Aims = Aims()
     # Labels of the baselines that take part; null: all of Optax.
     baselines: tuple[str, ...] | None = None
     # Labels of further rows: baselines of other packages, which take part where these are installed, and hessian_free
@@ -101,6 +119,10 @@ class Comparison(Section):
     def __post_init__(self) -> None:
         if shared := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(f"tuning_seeds must not be among the seeds, but both have {shared}")
+        if (self.aims.times_sooner or self.aims.seeds or self.aims.examples_of) and self.target is None:
+            raise ValueError("aims.times_sooner, seeds and examples_of need a target")
+        if self.aims.behind and self.aims.reach is None:
+            raise ValueError("aims.behind needs aims.reach")
         if self.budgets.first_order is None and self.budgets.lbfgs is None:
             raise ValueError("budgets needs first_order or lbfgs: there is nothing to compare with")
         if self.baselines == ():
@@ -177,7 +199,8 @@ def taking_part(comparison: Comparison, baselines: Sequence[Baseline]) -> list[B
     further = [baseline.label for baseline in baselines if baseline.optimizer in (*PEERS, OURS)]
     usual = [label for label in labels if label not in further]
     wanted = usual if comparison.baselines is None else comparison.baselines
-    for label in (*wanted, *comparison.also, *comparison.grids):
+    aims = comparison.aims
+    for label in (*wanted, *comparison.also, *comparison.grids, *aims.behind, *aims.examples_of):
         if label not in labels:
             raise ConfigError(f"{comparison.name}: there is no baseline '{label}'; there are {', '.join(labels)}")
     for named, wrong, other in ((comparison.also, usual, "baselines"), (wanted, further, "also")):

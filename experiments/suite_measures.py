@@ -109,7 +109,11 @@ class Outcome(NamedTuple):
 
     @property
     def ours(self) -> Entry:
-        return next(entry for entry in self.entries if entry.row.label == OURS)
+        return self.entry(OURS)
+
+    def entry(self, label: str) -> Entry:
+        """The row with this label."""
+        return next(entry for entry in self.entries if entry.row.label == label)
 
     @property
     def baselines(self) -> list[Entry]:

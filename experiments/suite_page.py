@@ -14,6 +14,7 @@ from experiments.readable import metric_of, metric_title
 from experiments.recording import described_environment
 from experiments.report_page import Page
 from experiments.suite import Suite
+from experiments.suite_aims import judged
 from experiments.suite_figures import draw_comparison, draw_profiles
 from experiments.suite_file import OURS, Comparison, Row, Value, load_baselines, title_of
 from experiments.suite_measures import (
@@ -68,6 +69,7 @@ def write_page(suite: Suite, out: Path, command: str, console: Console) -> tuple
     if suite.quick:
         page.paragraph("One seed and a small share of every budget: this shows that everything runs, and little else.")
     _summary(page, suite, verdicts)
+    _aims(page, suite)
     if suite.outcomes:
         page.figure(
             draw_profiles(suite.outcomes, labels, out / "profiles.png"),
@@ -106,11 +108,26 @@ def _summary(page: Page, suite: Suite, verdicts: Sequence[Verdict]) -> None:
     page.paragraph("The time ratio is that of whole runs, hessian_free to the best baseline.")
 
 
+def _aims(page: Page, suite: Suite) -> None:
+    """What was hoped for, and whether it came about."""
+    rows = [
+        (outcome.comparison.title, aim.aim, "met" if aim.met else "missed", aim.found)
+        for outcome in suite.outcomes
+        for aim in judged(outcome)
+    ]
+    if rows:
+        met = sum(row[2] == "met" for row in rows)
+        page.paragraph(f"What was aimed for before anything was measured, of which {met} of {len(rows)} were met:")
+        page.table(("problem", "aim of hessian_free at its defaults", "", "measured"), rows)
+
+
 def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str], out: Path) -> None:
     comparison = outcome.comparison
     page.heading(comparison.title)
     page.paragraph(comparison.about)
     page.paragraph(found.text, kind="verdict")
+    for aim in judged(outcome):
+        page.paragraph(f"Aim: {aim.aim}. {'Met' if aim.met else 'Missed'}: {aim.found}.")
     for sentence in beside(outcome):
         page.paragraph(sentence)
     picture = draw_comparison(outcome, labels, out / f"{comparison.name}.png")

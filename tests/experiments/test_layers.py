@@ -61,6 +61,7 @@ ORDER = (
     "report_page",
     "suite_file",
     "suite_measures",
+    "suite_aims",
     "tuning",
     "suite",
     "suite_figures",
