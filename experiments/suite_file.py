@@ -54,8 +54,8 @@ class Budgets(Section):
     """How long each kind of optimizer trains, and on which batches. Null: that kind does not take part.
 
     hessian_free has no other settings: it runs at its defaults on every problem. A second row of it that is tuned has
-    the same budget. A first-order method is to take at
-    least its seconds, so that it is never the one in a hurry.
+    the same budget. Verdicts are at equal time: a budget of hessian_free that takes longer than those of the others
+    shows where it ends, and wins nothing.
     """
 
     hessian_free: Training

@@ -174,7 +174,9 @@ def measure_text(comparison: Comparison, value: float) -> str:
     """A value of a curve as a person reads it: shares in percent, as they were before they became less-is-better."""
     if math.isinf(value):
         return "diverged"
-    return f"{1 - value:.2%}" if comparison.higher_is_better else f"{value:.3g}"
+    if comparison.higher_is_better:
+        return f"{1 - value:.2%}"
+    return "< 1e-15" if abs(value) < _ROUNDING else f"{value:.3g}"
 
 
 def verdict(outcome: Outcome) -> Verdict:

@@ -10,7 +10,17 @@ from pydantic import TypeAdapter
 from experiments.settings_file import check_settings
 from experiments.suite_figures import _style, band
 from experiments.suite_file import OURS, Comparison, Row, load_baselines
-from experiments.suite_measures import TIE, Curve, Entry, Outcome, beside, less_is_better, profile, verdict
+from experiments.suite_measures import (
+    TIE,
+    Curve,
+    Entry,
+    Outcome,
+    beside,
+    less_is_better,
+    measure_text,
+    profile,
+    verdict,
+)
 from tests.experiments.conftest import ROOT
 
 COMPARISON = check_settings(
@@ -70,6 +80,10 @@ def test_accuracies_turn_into_errors_and_what_is_not_finite_is_the_worst():
     assert less_is_better(0.9, True) == pytest.approx(0.1)
     assert less_is_better(0.9, False) == 0.9
     assert less_is_better(math.nan, False) == less_is_better(math.nan, True) == math.inf
+
+
+def test_what_only_rounding_tells_from_zero_is_shown_as_such():
+    assert [measure_text(COMPARISON, value) for value in (-4.5e-19, 2e-15, 0.25)] == ["< 1e-15", "2e-15", "0.25"]
 
 
 def test_the_target_is_what_the_best_baseline_reached_from_every_seed_unless_it_is_given():
