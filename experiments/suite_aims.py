@@ -1,14 +1,19 @@
-"""What was hoped of hessian_free at its defaults, held against what was measured.
-
-Aims are written down in a comparison before it runs, and the page says of each whether it was met.
-"""
+"""What was hoped of hessian_free at its defaults, held against what was measured: the `aims` of a comparison."""
 
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.peer_optimizers import PEERS
-from experiments.suite_measures import Outcome, less_is_better, measure_text, measure_title, seconds_text
+from experiments.suite_measures import (
+    Entry,
+    Outcome,
+    is_ahead,
+    less_is_better,
+    measure_text,
+    measure_title,
+    seconds_text,
+)
 
 
 class Judged(NamedTuple):
@@ -20,69 +25,77 @@ class Judged(NamedTuple):
 
 
 def judged(outcome: Outcome) -> list[Judged]:
-    """Every aim of a comparison, in the order of `Aims`."""
+    """Every aim of a comparison."""
     return [*_reached(outcome), *_ahead(outcome), *_sooner(outcome), *_solved(outcome), *_from_fewer_examples(outcome)]
 
 
 def _reached(outcome: Outcome) -> Iterator[Judged]:
-    """The median at the end of whole runs, of hessian_free and of baselines that are to stay behind."""
-    comparison, aims = outcome.comparison, outcome.comparison.aims
-    name = measure_title(comparison)
-    text = lambda value: measure_text(comparison, value)  # noqa: E731
+    comparison, aims, ours = outcome.comparison, outcome.comparison.aims, outcome.ours
     if aims.reach is None:
         return
-    bound, ours = less_is_better(aims.reach, comparison.higher_is_better), outcome.ours
-    took = ours.median_cost(bound, "seconds")
-    yield Judged(f"{name} {text(bound)} or better", ours.median <= bound, f"{text(ours.median)}{_after(took)}")
+    bound, took = _cost(outcome, ours, aims.reach)
+    there = ours.median <= bound
+    when = f", there after {seconds_text(took)} s" if there else ""
+    aim = f"{measure_title(comparison)} {measure_text(comparison, bound)} or better"
+    yield Judged(aim, there, measure_text(comparison, ours.median) + when)
     for label, value in aims.behind.items():
-        limit, entry = less_is_better(value, comparison.higher_is_better), outcome.entry(label)
-        aim = f"{label} still worse than {text(limit)} when hessian_free is there"
-        met = entry.median > limit and entry.seconds >= took
-        yield Judged(aim, met, f"{text(entry.median)} after {seconds_text(entry.seconds)} s")
+        entry = outcome.entry(label)
+        limit, arrived = _cost(outcome, entry, value)
+        aim = f"{label} never better than {measure_text(comparison, limit)} in that time"
+        found = f"{measure_text(comparison, entry.median)} after {seconds_text(entry.seconds)} s"
+        yield Judged(aim, there and entry.seconds >= took and arrived > entry.seconds, found)
 
 
-def _after(seconds: float) -> str:
-    return f", there after {seconds_text(seconds)} s" if math.isfinite(seconds) else ""
+def _cost(outcome: Outcome, entry: Entry, value: float) -> tuple[float, float]:
+    """A value so that less is better, and the seconds in which an entry gets there."""
+    bound = less_is_better(value, outcome.comparison.higher_is_better)
+    return bound, entry.median_cost(bound, "seconds")
 
 
 def _ahead(outcome: Outcome) -> Iterator[Judged]:
     comparison, aims, ours = outcome.comparison, outcome.comparison.aims, outcome.ours
     name, best = measure_title(comparison), outcome.best_baseline
     text = lambda value: measure_text(comparison, value)  # noqa: E731
+    rival = f"{text(best.median)} of {best.row.label}"
     if aims.ahead_of_all:
-        ahead = [entry for entry in outcome.baselines if ours.median_at(entry.seconds) < entry.median]
-        found = f"ahead of {len(ahead)} of {len(outcome.baselines)}; {text(ours.median_at(best.seconds))} against "
-        found += f"{text(best.median)} of {best.row.label}"
+        ahead = sum(is_ahead(outcome, entry) for entry in outcome.baselines)
+        found = f"ahead of {ahead} of {len(outcome.baselines)}: {text(ours.median_at(best.seconds))} against {rival}"
         aim = f"{name} better than that of every baseline at equal time"
-        yield Judged(aim, len(ahead) == len(outcome.baselines), found)
+        yield Judged(aim, ahead == len(outcome.baselines), found)
     if aims.as_good_as_any:
-        found = f"{text(ours.median)} in {seconds_text(ours.seconds)} s, {best.row.label} {text(best.median)} in "
-        found += f"{seconds_text(best.seconds)} s"
-        yield Judged(f"{name} at least that of every baseline, in its own time", ours.median <= best.median, found)
+        met = math.isfinite(ours.median) and ours.median <= best.median
+        found = f"{text(ours.median)} in {seconds_text(ours.seconds)} s against {rival}"
+        found += f" in {seconds_text(best.seconds)} s"
+        yield Judged(f"{name} no worse than that of any baseline, each in its own time", met, found)
 
 
 def _sooner(outcome: Outcome) -> Iterator[Judged]:
-    """Against first-order baselines; one that never reached the target would need more than the seconds it had."""
+    """Of a baseline that does not reach the target, all its seconds are a lower bound; one that diverged is out."""
     comparison, factor = outcome.comparison, outcome.comparison.aims.times_sooner
     if factor is None:
         return
     ours = outcome.ours.median_cost(outcome.target, "seconds")
-    ratios = {}
-    for entry in outcome.baselines:
-        if entry.row.optimizer not in ("lbfgs", *PEERS):
-            ratios[entry.row.label] = min(entry.median_cost(outcome.target, "seconds"), entry.seconds) / ours
-    least = min(ratios, key=lambda label: ratios[label])
-    found = f"{ratios[least]:.1f} times, {least}" if math.isfinite(ours) else "hessian_free does not reach it"
-    aim = f"{measure_title(comparison)} {measure_text(comparison, outcome.target)} {factor:g} times sooner"
-    yield Judged(f"{aim} than every first-order baseline", ratios[least] >= factor, found)
+    rivals = [entry for entry in outcome.baselines if entry.row.optimizer not in ("lbfgs", *PEERS)]
+    rivals = [entry for entry in rivals if math.isfinite(entry.median)]
+    took = {entry.row.label: min(entry.median_cost(outcome.target, "seconds"), entry.seconds) for entry in rivals}
+    aim = f"{measure_title(comparison)} {measure_text(comparison, outcome.target)} in at most 1/{factor:g} of the "
+    aim += "seconds of any first-order baseline (L-BFGS is none)"
+    found = "hessian_free does not get there" if math.isinf(ours) else "all of them diverged"
+    if took and math.isfinite(ours):
+        least = min(took, key=lambda label: took[label])
+        bound = "" if outcome.entry(least).median_cost(outcome.target, "seconds") < math.inf else " at least"
+        found = f"{seconds_text(ours)} s; {least}{bound} {seconds_text(took[least])} s"
+    yield Judged(aim, math.isfinite(ours) and all(factor * ours <= theirs for theirs in took.values()), found)
 
 
 def _solved(outcome: Outcome) -> Iterator[Judged]:
-    seeds, ours = outcome.comparison.aims.seeds, outcome.ours
+    seeds = outcome.comparison.aims.seeds
     if seeds is not None:
-        count = len(ours.curves)
-        there = ours.arrivals(outcome.target)
-        yield Judged(f"solved from at least {seeds} of {count} seeds", there >= seeds, f"{there} of {count}")
+        best = max(outcome.baselines, key=lambda entry: entry.arrivals(outcome.target))
+        text = lambda entry: f"{entry.arrivals(outcome.target)} in {seconds_text(entry.seconds)} s"  # noqa: E731
+        found = f"{text(outcome.ours)}; {best.row.label} {text(best)}"
+        met = outcome.ours.arrivals(outcome.target) >= seeds
+        yield Judged(f"solved from {seeds} of {len(outcome.ours.curves)} seeds", met, found)
 
 
 def _from_fewer_examples(outcome: Outcome) -> Iterator[Judged]:
@@ -90,11 +103,10 @@ def _from_fewer_examples(outcome: Outcome) -> Iterator[Judged]:
     aims = outcome.comparison.aims
     for label, share in aims.examples_of.items():
         costs = sorted(curve.cost_of(outcome.target, "examples") for curve in outcome.ours.curves)
-        ours, entry = costs[(aims.seeds or len(costs)) - 1], outcome.entry(label)
-        theirs = entry.median_cost(outcome.target, "examples")
-        seen = max(float(curve.costs["examples"][-1]) for curve in entry.curves)
-        never = not math.isfinite(theirs)
-        found = f"{ours:,.0f}" if math.isfinite(ours) else "never"
-        found += f"; {label} not within {seen:,.0f}" if never else f"; {label} {theirs:,.0f}"
-        met = ours <= share * (seen if never else theirs)
-        yield Judged(f"with at most {share:g} of the examples that {label} needs", met, found)
+        seeds = aims.seeds or len(costs)
+        ours, entry = costs[seeds - 1], outcome.entry(label)
+        theirs, seen = entry.median_cost(outcome.target, "examples"), entry.spent("examples")
+        found = f"{ours:,.0f}" if math.isfinite(ours) else f"not from {seeds} seeds"
+        found += f"; {label} {theirs:,.0f}" if math.isfinite(theirs) else f"; {label} not within {seen:,.0f}"
+        aim = f"solved from {seeds} seeds with at most {share:g} times the examples that {label} needs"
+        yield Judged(aim, ours <= share * min(theirs, seen), found)

@@ -54,8 +54,8 @@ class Budgets(Section):
     """How long each kind of optimizer trains, and on which batches. Null: that kind does not take part.
 
     hessian_free has no other settings: it runs at its defaults on every problem. A second row of it that is tuned has
-    the same budget. Verdicts are at equal time: a budget of hessian_free that takes longer than those of the others
-    shows where it ends, and wins nothing.
+    the same budget. Verdicts are at equal time: that hessian_free takes longer than the others shows where it ends, and
+    wins nothing there. In profiles, which count whoever gets to a target, it may.
     """
 
     hessian_free: Training
@@ -65,7 +65,7 @@ class Budgets(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Aims(Section):
-    """What was hoped of hessian_free at its defaults, in medians over the seeds; the page says what was met."""
+    """What is hoped of hessian_free at its defaults, in medians over the seeds; the page says what was met."""
 
     # The measure at the end of its run; and which baselines are to be worse than what, in the time that this takes.
     reach: PositiveFloat | None = None
@@ -123,6 +123,8 @@ class Comparison(Section):
             raise ValueError("aims.times_sooner, seeds and examples_of need a target")
         if self.aims.behind and self.aims.reach is None:
             raise ValueError("aims.behind needs aims.reach")
+        if self.aims.seeds is not None and self.aims.seeds > len(self.seeds):
+            raise ValueError(f"aims.seeds is {self.aims.seeds}, but there are {len(self.seeds)} seeds")
         if self.budgets.first_order is None and self.budgets.lbfgs is None:
             raise ValueError("budgets needs first_order or lbfgs: there is nothing to compare with")
         if self.baselines == ():
@@ -199,10 +201,12 @@ def taking_part(comparison: Comparison, baselines: Sequence[Baseline]) -> list[B
     further = [baseline.label for baseline in baselines if baseline.optimizer in (*PEERS, OURS)]
     usual = [label for label in labels if label not in further]
     wanted = usual if comparison.baselines is None else comparison.baselines
-    aims = comparison.aims
-    for label in (*wanted, *comparison.also, *comparison.grids, *aims.behind, *aims.examples_of):
+    for label in (*wanted, *comparison.also, *comparison.grids):
         if label not in labels:
             raise ConfigError(f"{comparison.name}: there is no baseline '{label}'; there are {', '.join(labels)}")
+    for label in (*comparison.aims.behind, *comparison.aims.examples_of):
+        if label not in wanted:
+            raise ConfigError(f"{comparison.name}: aims name '{label}', but only {', '.join(wanted)} take part")
     for named, wrong, other in ((comparison.also, usual, "baselines"), (wanted, further, "also")):
         if misplaced := [label for label in named if label in wrong]:
             raise ConfigError(f"{comparison.name}: name '{misplaced[0]}' under {other}")
@@ -294,7 +298,7 @@ def load_tuned(comparison: Comparison, baselines: Iterable[Baseline], folder: Pa
         if entry is None and baseline.optimizer in PEERS:  # tuned where its package was not installed
             continue
         if entry is None or entry["tuned_for"] != row_tuned_for(comparison, baseline):
-            raise NotTunedError(f"{path}: '{baseline.label}' is not there, or was tuned with another grid; {remedy}")
+            raise NotTunedError(f"{path}: '{baseline.label}' was not tuned, or with another grid or budget; {remedy}")
         rows.append(row_of(comparison, baseline, entry["chosen"]))
     return rows
 

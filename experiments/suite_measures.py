@@ -87,7 +87,7 @@ class Entry(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return statistics.median(curve.seconds for curve in self.curves)
+        return self.spent("seconds")
 
     def median_at(self, seconds: float) -> float:
         return statistics.median(curve.at(seconds) for curve in self.curves)
@@ -95,6 +95,10 @@ class Entry(NamedTuple):
     def median_cost(self, target: float, axis: str) -> float:
         """Median over the seeds; ∞ where half of them or more never reach the target."""
         return statistics.median_high([curve.cost_of(target, axis) for curve in self.curves])
+
+    def spent(self, axis: str) -> float:
+        """The cost of whole runs, median over the seeds."""
+        return statistics.median(float(curve.costs[axis][-1]) for curve in self.curves)
 
     def arrivals(self, target: float) -> int:
         """From how many seeds the target is reached."""
@@ -139,10 +143,11 @@ class Outcome(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """winner: a label, or `TIE`. text: one or two sentences with the numbers."""
+    """winner: a label, or `TIE`. text: a sentence or two. sooner: whether times to a target decided."""
 
     winner: str
     text: str
+    sooner: bool = False
 
 
 def less_is_better(value: float, higher_is_better: bool) -> float:
@@ -189,17 +194,17 @@ def verdict(outcome: Outcome) -> Verdict:
         return reached
     comparison, ours, best = outcome.comparison, outcome.ours, outcome.best_baseline
     rival, here = best.row.label, ours.median_at(best.seconds)
-    ranges_overlap = _overlap([curve.at(best.seconds) for curve in ours.curves], best.finals)
+    ranges_overlap = _ranges_overlap(ours, best)
     at_end, in_time, theirs = (measure_text(comparison, value) for value in (ours.median, here, best.median))
     seconds = f"{seconds_text(ours.seconds)} s against {seconds_text(best.seconds)} s"
     overlap = " The ranges over the seeds overlap." if ranges_overlap else ""
     name = measure_title(comparison)
-    if _equal(here, best.median) or (comparison.higher_is_better and ranges_overlap):
+    if _tied(outcome, best):
         text = f"A tie of hessian_free and {rival}: {name} {in_time} against {theirs} at equal time."
         return Verdict(TIE, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
     if here < best.median:
         count = len(outcome.baselines)
-        beaten = sum(ours.median_at(entry.seconds) < entry.median for entry in outcome.baselines)
+        beaten = sum(is_ahead(outcome, entry) for entry in outcome.baselines)
         ahead = "every baseline" if beaten == count else f"{beaten} of {count} baselines"
         text = f"hessian_free wins: {name} {in_time} against {theirs} of {rival} at equal time, ahead of {ahead}."
         return Verdict(OURS, f"{text} Whole runs: {at_end} against {theirs}, in {seconds}.{overlap}")
@@ -220,6 +225,9 @@ def beside(outcome: Outcome) -> list[str]:
             continue
         count, there = len(entry.curves), entry.arrivals(target)
         text = f"{entry.row.label} ends at {measure_text(comparison, entry.median)} in {seconds_text(entry.seconds)} s"
+        if math.isinf(target):
+            sentences.append(f"{text}.")
+            continue
         text += f", and reaches {aim} from {there} of {count} seeds"
         if math.isfinite(examples := entry.median_cost(target, "examples")):
             seconds = seconds_text(entry.median_cost(target, "seconds"))
@@ -255,8 +263,8 @@ def _sooner(outcome: Outcome) -> Verdict | None:
     others = ", ".join(cost(label) for label in order[1:])
     text = f"it reaches {aim} in {seconds_text(costs[first])} s; {others}.{_other_costs(outcome)}"
     if costs[order[1]] <= _NEAR * costs[first]:
-        return Verdict(TIE, f"A tie of {first} and {order[1]}, too near to tell: {text}")
-    return Verdict(first, f"{first} wins{'' if first == OURS else ' here'}: {text}")
+        return Verdict(TIE, f"A tie of {first} and {order[1]}, too near to tell: {text}", sooner=True)
+    return Verdict(first, f"{first} wins{'' if first == OURS else ' here'}: {text}", sooner=True)
 
 
 def _other_costs(outcome: Outcome) -> str:
@@ -270,7 +278,20 @@ def _other_costs(outcome: Outcome) -> str:
     return text
 
 
-def _overlap(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+def is_ahead(outcome: Outcome, entry: Entry) -> bool:
+    """Whether hessian_free is better than a baseline at equal time, and does not tie with it."""
+    return outcome.ours.median_at(entry.seconds) < entry.median and not _tied(outcome, entry)
+
+
+def _tied(outcome: Outcome, entry: Entry) -> bool:
+    here = outcome.ours.median_at(entry.seconds)
+    overlap = outcome.comparison.higher_is_better and _ranges_overlap(outcome.ours, entry)
+    return _equal(here, entry.median) or overlap
+
+
+def _ranges_overlap(entry: Entry, other: Entry) -> bool:
+    """At the end of the other one."""
+    ours, theirs = [curve.at(other.seconds) for curve in entry.curves], other.finals
     return max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
 
 

@@ -4,12 +4,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from experiments.optimizer_config import Training
 from experiments.readable import metric_of, metric_title
 from experiments.recording import described_environment
 from experiments.report_page import Page
@@ -29,25 +31,34 @@ from experiments.suite_measures import (
     verdict,
 )
 
-_METHOD = """
-hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are for
-the others; where there is a second row of it with tuned settings, that row has no say in verdicts and profiles. Every
-baseline is tuned on every problem (configs/tuned): a grid of the learning rate and one or two more settings, of L-BFGS
-its memory, by successive halving with the same budget for each trial, and with seeds that are not those of the
-comparison; where a target is given, by how soon it is reached on the training set. As long as the best learning rate of
-the first round is at an edge of the grid, the grid grows, at most four times. Learning rates of first-order methods
-fall to zero along a cosine, unless a constant one was chosen. An example is one that a step takes its gradient on. A
-gradient-equivalent is one gradient of the whole training set, or one curvature-vector product on it, line searches of
-L-BFGS included; evaluations of the loss alone are not counted, but their seconds are. Seconds are those of the steps,
-in a process with one CPU core to itself unless there is an accelerator; evaluations of whole sets are apart, and so is
-compiling, which is that of the first seed, and little where a tuning had compiled the same program. Steps of
-first-order methods run fifty at a time in one compiled program, those of L-BFGS ten, all others one by one. Where a
-target is given, the verdict goes to who reaches it first. Else it compares medians over the seeds at equal time: each
-baseline at the end of its schedule, hessian_free at that time or at its own end, whichever is earlier. Values within 2
-% tie, and so do accuracies whose ranges overlap, and times to a target within 10 %. Where no target is given, it is
-what the best baseline reached from every seed; baselines reach that at the end of their schedules, which a performance
-profile should be read with. What a target took is interpolated between two evaluations.
-"""
+# Who runs, what is counted, and who wins.
+_METHOD = (
+    """
+    hessian_free runs at its defaults on every problem; only its batches and its budget are chosen for each, as they are
+    for the others; where there is a second row of it with tuned settings, that row has no say in verdicts and profiles.
+    Every baseline is tuned on every problem (configs/tuned): a grid of the learning rate and one or two more settings,
+    of L-BFGS its memory, by successive halving with the same budget for each trial, and with seeds that are not those
+    of the comparison; where a target is given, by how soon it is reached on the training set. As long as the best
+    learning rate of the first round is at an edge of the grid, the grid grows, at most four times. Learning rates of
+    first-order methods fall to zero along a cosine, unless a constant one was chosen.
+    """,
+    """
+    An example is one that a step takes its gradient on. A gradient-equivalent is one gradient of the whole training
+    set, or one curvature-vector product on it, line searches of L-BFGS included; evaluations of the loss alone are not
+    counted, but their seconds are. Seconds are those of the steps, in a process with one CPU core to itself unless
+    there is an accelerator; evaluations of whole sets are apart, and so is compiling, which is that of the first seed,
+    and little where a tuning had compiled the same program. Steps of first-order methods run fifty at a time in one
+    compiled program, those of L-BFGS ten, all others one by one.
+    """,
+    """
+    Where a target is given, the verdict goes to who reaches it first. Else it compares medians over the seeds at equal
+    time: each baseline at the end of its schedule, hessian_free at that time or at its own end, whichever is earlier.
+    Values within 2 % tie, and so do accuracies whose ranges overlap, and times to a target within 10 %. Where no target
+    is given, it is what the best baseline reached from every seed; baselines reach that at the end of their schedules,
+    which a performance profile should be read with, and with that it counts whoever gets there, also where a rival that
+    does not was given less time. What a target took is interpolated between two evaluations.
+    """,
+)
 
 
 def write_page(suite: Suite, out: Path, command: str, console: Console) -> tuple[Path, Path]:
@@ -76,7 +87,8 @@ def write_page(suite: Suite, out: Path, command: str, console: Console) -> tuple
             "Share of problems whose target is reached within τ times the least cost of any optimizer "
             "(performance profiles of Dolan and Moré), of the problems that it took part in; higher is better.",
         )
-    page.paragraph(" ".join(_METHOD.split()))
+    for paragraph in _METHOD:
+        page.paragraph(" ".join(paragraph.split()))
     for outcome, found in zip(suite.outcomes, verdicts, strict=True):
         _section(page, outcome, found, labels, out)
     for name, reason in suite.missing.items():
@@ -96,20 +108,39 @@ def _summary(page: Page, suite: Suite, verdicts: Sequence[Verdict]) -> None:
     count = f"Of {wins.total()} problems, "
     counted = f"{count}hessian_free wins {wins[OURS]}, ties {wins[TIE]} and loses {others}."
     page.paragraph(counted + (f" {len(suite.missing)} were not run; see below." if suite.missing else ""))
-    columns = ("problem", "measure", "hessian_free", "best baseline", "", "winner", "time ratio")
-    rows = []
-    for outcome, found in zip(suite.outcomes, verdicts, strict=True):
-        best, comparison = outcome.best_baseline, outcome.comparison
-        ours = measure_text(comparison, outcome.ours.median)
-        theirs = measure_text(comparison, best.median)
-        ratio = f"{outcome.ours.seconds / best.seconds:.2g}"
-        rows.append((comparison.title, measure_title(comparison), ours, theirs, best.row.label, found.winner, ratio))
+    columns = ("problem", "measure", "hessian_free", "best baseline", "which is", "time ratio", "winner")
+    rows = [
+        (outcome.comparison.title, *(_times(outcome) if found.sooner else _ends(outcome)), found.winner)
+        for outcome, found in zip(suite.outcomes, verdicts, strict=True)
+    ]
     page.table(columns, rows)
-    page.paragraph("The time ratio is that of whole runs, hessian_free to the best baseline.")
+    page.paragraph(
+        "Values are those at the end of whole runs, whose times the time ratio compares, hessian_free to the best "
+        "baseline; where times to a target decided, they are these times. The winner is found at equal time."
+    )
+
+
+def _ends(outcome: Outcome) -> tuple[str, ...]:
+    """What a row of the summary says where values decided."""
+    comparison, ours, best = outcome.comparison, outcome.ours, outcome.best_baseline
+    values = (measure_text(comparison, entry.median) for entry in (ours, best))
+    return measure_title(comparison), *values, best.row.label, f"{ours.seconds / best.seconds:.2g}"
+
+
+def _times(outcome: Outcome) -> tuple[str, ...]:
+    """What it says where times to the target did."""
+    cost = lambda entry: entry.median_cost(outcome.target, "seconds")  # noqa: E731
+    ours, best = outcome.ours, min(outcome.baselines, key=cost)
+    title = f"seconds to {measure_title(outcome.comparison)} {measure_text(outcome.comparison, outcome.target)}"
+    text = lambda entry: seconds_text(cost(entry)) if math.isfinite(cost(entry)) else "never"  # noqa: E731
+    ratio = f"{cost(ours) / cost(best):.2g}" if 0 < cost(best) < math.inf > cost(ours) else "–"
+    return title, text(ours), text(best), best.row.label, ratio
 
 
 def _aims(page: Page, suite: Suite) -> None:
-    """What was hoped for, and whether it came about."""
+    """What was hoped for, and whether it came about; the budgets of the quick edition are not for that."""
+    if suite.quick:
+        return
     rows = [
         (outcome.comparison.title, aim.aim, "met" if aim.met else "missed", aim.found)
         for outcome in suite.outcomes
@@ -117,7 +148,8 @@ def _aims(page: Page, suite: Suite) -> None:
     ]
     if rows:
         met = sum(row[2] == "met" for row in rows)
-        page.paragraph(f"What was aimed for before anything was measured, of which {met} of {len(rows)} were met:")
+        left_out = " Those of problems that were not run are not among them." if suite.missing else ""
+        page.paragraph(f"What was aimed for (configs/compare), of which {met} of {len(rows)} were met.{left_out}")
         page.table(("problem", "aim of hessian_free at its defaults", "", "measured"), rows)
 
 
@@ -126,8 +158,6 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     page.heading(comparison.title)
     page.paragraph(comparison.about)
     page.paragraph(found.text, kind="verdict")
-    for aim in judged(outcome):
-        page.paragraph(f"Aim: {aim.aim}. {'Met' if aim.met else 'Missed'}: {aim.found}.")
     for sentence in beside(outcome):
         page.paragraph(sentence)
     picture = draw_comparison(outcome, labels, out / f"{comparison.name}.png")
@@ -138,7 +168,7 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     )
     rows = [_cells(outcome, entry) for entry in outcome.entries]
     page.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    chosen = {entry.row.label: _chosen(comparison, entry.row) for entry in outcome.entries}
+    chosen = {entry.row.label: _chosen(comparison, entry.row) for entry in outcome.entries if entry is not outcome.ours}
     tuned = "; ".join(f"{label}: {title_of(values)}" for label, values in chosen.items() if values)
     seeds = ", ".join(str(seed) for seed in (result.summary["seed"] for result in outcome.ours.results))
     batches = {entry.row.label: entry.row.settings["batches"] for entry in outcome.entries}
@@ -146,7 +176,7 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     diverged = sum(result.diverged for entry in outcome.entries for result in entry.results)
     page.paragraph(
         f"Batches: {sizes}. {diverged} of {sum(len(entry.results) for entry in outcome.entries)} runs diverged. "
-        f"Seeds {seeds}. Target: {measure_title(comparison)} {measure_text(comparison, outcome.target)}. "
+        f"Seeds {seeds}. {_target(outcome)} "
         f"{outcome.ours.results[0].summary['parameters']:,} parameters. Tuned settings: {tuned}."
     )
     there = {entry.row.label for entry in outcome.entries}
@@ -155,8 +185,24 @@ def _section(page: Page, outcome: Outcome, found: Verdict, labels: Sequence[str]
     page.paragraph(f"Reference: {comparison.reference}")
 
 
+def _target(outcome: Outcome) -> str:
+    comparison, target = outcome.comparison, outcome.target
+    if math.isinf(target):
+        return "No target: every baseline diverged."
+    aim = f"{measure_title(comparison)} {measure_text(comparison, target)}"
+    if comparison.target is not None:
+        return f"Target: {aim}."
+    return f"Target, of profiles and the last columns alone: {aim}, which {outcome.best_baseline.row.label} reached."
+
+
 def _chosen(comparison: Comparison, row: Row) -> dict[str, Value]:
-    """The tuned settings of a row, but those of which the comparison's grid has a single value."""
+    """The tuned settings of a row, but those of which the comparison's grid has a single value.
+
+    Of a second row of hessian_free: all that it does not leave to the defaults.
+    """
+    if row.optimizer == OURS:
+        budget = {field.name for field in fields(Training)}
+        return {name: value for name, value in row.settings.items() if name not in budget}
     grid = comparison.grids.get(row.label, {})
     return {name: value for name, value in row.tuned.items() if len(grid.get(name, ())) != 1}
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import tuning
 from experiments.errors import ConfigError
-from experiments.optimizer_config import LBFGS, Adam
+from experiments.optimizer_config import LBFGS, Adam, Training
 from experiments.runner import Result
 from experiments.settings_file import read_settings
 from experiments.suite_file import (
@@ -18,8 +18,10 @@ from experiments.suite_file import (
     load_tuned,
     ours,
     row_of,
+    row_tuned_for,
     taking_part,
     tuned_file,
+    tuned_for,
 )
 from tests.experiments.conftest import ROOT
 
@@ -124,6 +126,16 @@ def test_runs_have_their_share_of_the_budget_and_the_seeds_of_the_tuning(files, 
     assert {round(config.training.epochs, 6) for config in seen} == {1.0, 3.0, 9.0}
     assert {config.training.batches.gradient for config in seen} == {64}
     assert {config.training.schedule for config in seen} == {"cosine"}
+
+
+def test_a_row_of_hessian_free_is_tuned_for_the_budget_of_hessian_free(files):
+    comparison = load_comparison(files / "tiny.yaml")
+    longer = replace(comparison, budgets=replace(comparison.budgets, hessian_free=Training(steps=99)))
+    second = {row.label: row for row in load_baselines(ROOT / "configs/baselines.yaml")}["hessian_free (tuned)"]
+    adam = load_baselines(files / "baselines.yaml")[0]
+    assert row_tuned_for(comparison, second) != row_tuned_for(longer, second)
+    assert row_tuned_for(comparison, adam) == row_tuned_for(longer, adam)
+    assert tuned_for(comparison) == tuned_for(longer)
 
 
 def test_what_was_chosen_is_what_the_comparison_runs(files, stand_in, console):
