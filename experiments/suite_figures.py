@@ -81,11 +81,13 @@ def draw_profiles(outcomes: Sequence[Outcome], labels: Sequence[str], path: Path
 
 def _least_drawn(outcome: Outcome) -> float:
     """Where values at or near zero are drawn, which have no place on a logarithmic axis: at half the least error that a
-    share had, or at the rounding of double precision."""
+    share had, below the target in any case; or at the rounding of double precision."""
     values = np.concatenate([curve.values for entry in outcome.entries for curve in entry.curves])
     positive = values[np.isfinite(values) & (values > 1e-16)]
     least = float(positive.min()) if len(positive) else 1e-16
-    return least / 2 if outcome.comparison.higher_is_better else least
+    if not outcome.comparison.higher_is_better:
+        return least
+    return min(least, outcome.target or least) / 2
 
 
 def _logarithmic(panel: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from experiments.settings_file import check_settings
-from experiments.suite_figures import _style, band
+from experiments.suite_figures import _least_drawn, _style, band
 from experiments.suite_file import OURS, Comparison, Row, load_baselines
 from experiments.suite_measures import (
     TIE,
@@ -213,6 +213,13 @@ def test_a_second_row_of_hessian_free_is_told_of_beside_the_verdict():
         "hessian_free (tuned) ends at 1 in 2.0 s, and reaches train loss 3 from 2 of 3 seeds, in the median after 1 "
         "examples and 1.0 s; from its defaults 3 of 3 do."
     )
+
+
+def test_a_share_that_is_zero_is_drawn_below_the_target():
+    one = outcome([curve(0.9, 0.03125, 0.0)], A=[curve(0.9, 0.9)])
+    solved = replace(COMPARISON, higher_is_better=True, target=0.99)
+    assert _least_drawn(one._replace(comparison=solved)) == pytest.approx(0.005)
+    assert _least_drawn(one) == 0.03125
 
 
 def test_every_row_of_a_figure_has_a_style_of_its_own():
