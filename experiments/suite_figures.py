@@ -73,7 +73,7 @@ def draw_profiles(outcomes: Sequence[Outcome], labels: Sequence[str], path: Path
         panel.set_ylim(-0.02, 1.02)
         panel.set_xlabel(f"τ, times the least\n{AXES[axis]}")
         tidy(panel)
-    panels[0].set_ylabel("share of problems with the target reached")
+    panels[0].set_ylabel("share of problems solved")
     legend_below(figure, [panels[0]], columns=4)
     figure.savefig(path)
     return path
