@@ -80,12 +80,12 @@ def _sooner(outcome: Outcome) -> Iterator[Judged]:
     took = {entry.row.label: min(entry.median_cost(outcome.target, "seconds"), entry.seconds) for entry in rivals}
     aim = f"{measure_title(comparison)} {measure_text(comparison, outcome.target)} in at most 1/{factor:g} of the "
     aim += "seconds of any first-order baseline (L-BFGS is none)"
-    found = "hessian_free does not get there" if math.isinf(ours) else "all of them diverged"
+    found = "hessian_free does not get there" if math.isinf(ours) else "none of them is left to compare with"
     if took and math.isfinite(ours):
         least = min(took, key=lambda label: took[label])
         bound = "" if outcome.entry(least).median_cost(outcome.target, "seconds") < math.inf else " at least"
         found = f"{seconds_text(ours)} s; {least}{bound} {seconds_text(took[least])} s"
-    yield Judged(aim, math.isfinite(ours) and all(factor * ours <= theirs for theirs in took.values()), found)
+    yield Judged(aim, bool(took) and math.isfinite(ours) and factor * ours <= min(took.values()), found)
 
 
 def _solved(outcome: Outcome) -> Iterator[Judged]:

@@ -45,6 +45,7 @@ def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path
         panel.set_yscale("log")
         panel.set_xlabel(_TITLES[axis])
         tidy(panel)
+    panels[0].set_ylim(top=min(panels[0].get_ylim()[1], _greatest_drawn(outcome)))
     title = measure_title(outcome.comparison)
     panels[0].set_ylabel(f"1 − {title}" if outcome.comparison.higher_is_better else title)
     figure.suptitle(outcome.comparison.title)
@@ -88,6 +89,11 @@ def _least_drawn(outcome: Outcome) -> float:
     if not outcome.comparison.higher_is_better:
         return least
     return min(least, outcome.target or least) / 2
+
+
+def _greatest_drawn(outcome: Outcome) -> float:
+    """Where the axis ends at most, for a run on its way to infinity would leave no room for the others."""
+    return 100 * max(float(curve.values[0]) for entry in outcome.entries for curve in entry.curves)
 
 
 def _logarithmic(panel: Any) -> None:

@@ -79,6 +79,11 @@ def test_times_sooner_takes_what_a_baseline_had_where_it_never_got_there(late, e
     assert (one.met, one.found) == (expected, numbers)
 
 
+def test_where_every_rival_diverged_nothing_is_sooner():
+    (one,) = found({"times_sooner": 2.0}, target=1.0, A=[curve(9.0, math.inf)])
+    assert (one.met, one.found) == (False, "none of them is left to compare with")
+
+
 def test_a_target_that_is_never_reached_is_not_reached_sooner():
     assert not met({"times_sooner": 2.0}, target=0.1, A=[curve(9.0, 9.0)])
 

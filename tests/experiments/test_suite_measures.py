@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from experiments.settings_file import check_settings
-from experiments.suite_figures import _least_drawn, _style, band
+from experiments.suite_figures import _greatest_drawn, _least_drawn, _style, band
 from experiments.suite_file import OURS, Comparison, Row, load_baselines
 from experiments.suite_measures import (
     TIE,
@@ -220,6 +220,11 @@ def test_a_share_that_is_zero_is_drawn_below_the_target():
     solved = replace(COMPARISON, higher_is_better=True, target=0.99)
     assert _least_drawn(one._replace(comparison=solved)) == pytest.approx(0.005)
     assert _least_drawn(one) == 0.03125
+
+
+def test_the_axis_ends_before_a_run_on_its_way_to_infinity():
+    one = outcome([curve(2.0, 0.1)], A=[curve(3.0, 1e200, math.inf)])
+    assert _greatest_drawn(one) == 300
 
 
 def test_every_row_of_a_figure_has_a_style_of_its_own():
