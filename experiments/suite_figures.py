@@ -30,11 +30,11 @@ def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path
     """
     figure = blank(_INCHES)
     panels = figure.subplots(1, len(AXES), sharey=True)
-    least = _least_drawn(outcome)
+    within = _least_drawn(outcome), _greatest_drawn(outcome)
     for entry in outcome.entries:
         style = _style(entry.row.label, labels)
         for panel, axis in zip(panels, AXES, strict=True):
-            x, middle, low, high = band(entry, axis, least)
+            x, middle, low, high = band(entry, axis, *within)
             panel.plot(x, middle, **style)
             panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     for panel, axis in zip(panels, AXES, strict=True):
@@ -45,7 +45,6 @@ def draw_comparison(outcome: Outcome, labels: Sequence[str], path: Path) -> Path
         panel.set_yscale("log")
         panel.set_xlabel(_TITLES[axis])
         tidy(panel)
-    panels[0].set_ylim(top=min(panels[0].get_ylim()[1], _greatest_drawn(outcome)))
     title = measure_title(outcome.comparison)
     panels[0].set_ylabel(f"1 − {title}" if outcome.comparison.higher_is_better else title)
     figure.suptitle(outcome.comparison.title)
@@ -92,7 +91,7 @@ def _least_drawn(outcome: Outcome) -> float:
 
 
 def _greatest_drawn(outcome: Outcome) -> float:
-    """Where the axis ends at most, for a run on its way to infinity would leave no room for the others."""
+    """Where higher values are drawn: a run on its way to infinity would leave no room for the others."""
     return 100 * max(float(curve.values[0]) for entry in outcome.entries for curve in entry.curves)
 
 
@@ -108,8 +107,8 @@ def _logarithmic(panel: Any) -> None:
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def band(entry: Entry, axis: str, least: float = 0.0) -> tuple[np.ndarray, ...]:
-    """Costs (m,), and there the median, the least and the greatest value over the seeds, none below ``least``.
+def band(entry: Entry, axis: str, least: float = 0.0, greatest: float = math.inf) -> tuple[np.ndarray, ...]:
+    """Costs (m,), and there the median, the least and the greatest value over the seeds, drawn within bounds.
 
     Seeds are evaluated after the same steps; where their costs differ, as seconds do, the median cost stands for all. A
     run that ended early, having diverged, keeps its last value.
@@ -121,7 +120,7 @@ def band(entry: Entry, axis: str, least: float = 0.0) -> tuple[np.ndarray, ...]:
     costs = np.median(longest, axis=0)
     shown = costs > 0  # step 0 has no place on a logarithmic axis
     reduced = (reduce(values[:, shown], axis=0) for reduce in (np.median, np.min, np.max))
-    middle, low, high = (np.where(np.isfinite(line), np.maximum(line, least), np.nan) for line in reduced)
+    middle, low, high = (np.where(np.isfinite(line), np.clip(line, least, greatest), np.nan) for line in reduced)
     return costs[shown], middle, low, high
 
 

@@ -222,9 +222,10 @@ def test_a_share_that_is_zero_is_drawn_below_the_target():
     assert _least_drawn(one) == 0.03125
 
 
-def test_the_axis_ends_before_a_run_on_its_way_to_infinity():
+def test_a_run_on_its_way_to_infinity_leaves_room_for_the_others():
     one = outcome([curve(2.0, 0.1)], A=[curve(3.0, 1e200, math.inf)])
     assert _greatest_drawn(one) == 300
+    np.testing.assert_array_equal(band(one.entries[1], "seconds", 0.0, 300.0)[1], [300.0, np.nan])
 
 
 def test_every_row_of_a_figure_has_a_style_of_its_own():
