@@ -174,6 +174,7 @@ class HessianFree(Training):
     max_cg_steps: PositiveInt | None = None
     # CG stops when the residual is this fraction of the gradient, instead of by the progress of the quadratic model.
     cg_tolerance: OpenFraction | None = None
+    preconditioner: Literal["jacobi", "squared_gradients", "none"] | None = None
     damping: Literal["trust", "levenberg_marquardt", "constant"] = "trust"
     initial_damping: PositiveFloat | None = None
     trust_region: Literal["earned", "constant", "none"] = "earned"

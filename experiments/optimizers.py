@@ -169,6 +169,11 @@ _DAMPINGS = {
     "levenberg_marquardt": hfopt.levenberg_marquardt,
     "constant": hfopt.constant_damping,
 }
+_PRECONDITIONERS = {
+    "jacobi": hfopt.jacobi(decay=0.6, every=4),
+    "squared_gradients": hfopt.squared_gradients(),
+    "none": None,
+}
 _LINE_SEARCHES = {"full_step": hfopt.full_step, "armijo": hfopt.armijo, "fixed_step": hfopt.fixed_step}
 
 
@@ -196,6 +201,7 @@ def _composed(settings: config.HessianFree) -> optax.GradientTransformationExtra
         damping=_DAMPINGS[settings.damping](**_given(initial=settings.initial_damping)),
         line_search=_LINE_SEARCHES[settings.line_search](),
         **_solver(settings),
+        **_preconditioner(settings),
         **_trust_region(settings),
         **({"warm_start": None} if settings.warm_start == 0 else _given(warm_start=settings.warm_start)),
     )
@@ -205,6 +211,11 @@ def _solver(settings: config.HessianFree) -> dict[str, Any]:
     stop = None if settings.cg_tolerance is None else hfopt.relative_residual(settings.cg_tolerance)
     chosen = _given(max_steps=settings.max_cg_steps, stop=stop)
     return {"solver": hfopt.cg(**chosen)} if chosen else {}
+
+
+def _preconditioner(settings: config.HessianFree) -> dict[str, Any]:
+    name = settings.preconditioner
+    return {} if name is None else {"preconditioner": _PRECONDITIONERS[name]}
 
 
 def _trust_region(settings: config.HessianFree) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def simplenn() -> optax.GradientTransformationExtraArgs:
     """
     return hessian_free(
         solver=ConjugateGradient(max_steps=250, stop=RelativeResidual(0.1)),
+        preconditioner=None,
         damping=LevenbergMarquardt(initial=1.0, increase=3 / 2, decrease=2 / 3, lower=0.25, upper=0.75),
         line_search=Armijo(shrink=0.5, sufficient_decrease=1e-4, max_trials=60),
         trust_region=None,
@@ -95,6 +96,7 @@ def kiros2013(steps_per_epoch: int, learning_rate: float = 1.0) -> optax.Gradien
 
     return hessian_free(
         solver=ConjugateGradient(max_steps=5),
+        preconditioner=None,
         damping=LevenbergMarquardt(initial=1.0, increase=1 / 0.99, decrease=0.99, lower=0.25, upper=0.75),
         line_search=FixedStep(learning_rate),
         trust_region=None,
@@ -137,6 +139,7 @@ def stochastic(
 
     return hessian_free(
         solver=ConjugateGradient(max_steps=cg_steps, stop=()),
+        preconditioner=None,  # but for the inverse of the metric
         damping=ScheduledDamping(lambda step: damping),  # which optax.inject_hyperparams can change, too
         metric=SecondMoment(),
         trust_region=Scheduled(bound),

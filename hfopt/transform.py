@@ -35,7 +35,7 @@ from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import ConjugateGradient
 from hfopt.solve.metrics import Metric
-from hfopt.solve.preconditioners import Preconditioner
+from hfopt.solve.preconditioners import Jacobi, Preconditioner
 from hfopt.solve.stopping import Stop
 from hfopt.state import DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
 from hfopt.system import Assembly
@@ -45,8 +45,8 @@ from hfopt.vectors import norm, widened
 def hessian_free(
     *,
     curvature: Curvature = gauss_newton,
-    solver: ConjugateGradient = ConjugateGradient(max_steps=250),  # noqa: B008 - immutable
-    preconditioner: Preconditioner | None = None,
+    solver: ConjugateGradient = ConjugateGradient(max_steps=1000),  # noqa: B008 - immutable
+    preconditioner: Preconditioner | None = Jacobi(decay=0.6, every=4),  # noqa: B008
     damping: Damping = ByTrust(),  # noqa: B008
     metric: Metric | None = None,
     trust_region: TrustRegion | None = Earned(),  # noqa: B008
@@ -63,8 +63,8 @@ def hessian_free(
         `hfopt.empirical_fisher`. One that takes a ``key`` that is ``None`` by default is given a new one every step.
         With `hfopt.hessian`, directions of negative curvature are followed where that lowers f.
       solver: of the linear system; `hfopt.cg`.
-      preconditioner: of CG; `hfopt.squared_gradients`, `hfopt.jacobi`, `hfopt.nystrom`, or ``None``: the inverse of the
-        metric where that is cheap, else none.
+      preconditioner: of CG; `hfopt.jacobi`, `hfopt.squared_gradients`, `hfopt.nystrom`, or ``None``: the inverse of the
+        metric where that is cheap, else none. Give it where you give a metric: the default knows of G alone.
       damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`,
         `hfopt.scheduled_damping`, or `hfopt.calibrated_damping`.
       metric: M, what damping measures a step in; `hfopt.second_moment`, `hfopt.structural`, or ``None``: the identity.

@@ -18,6 +18,16 @@ _SMALL = 1 << 14  # elements, at most, of a leaf that is joined with others
 
 
 @dataclass(frozen=True)
+class Diagonal:
+    """v ↦ D v, entry by entry, in the dtypes of v."""
+
+    entries: Any  # D, shaped like v
+
+    def __call__(self, vector: Any) -> Any:
+        return jax.tree.map(lambda x, d: (x.astype(d.dtype) * d).astype(x.dtype), vector, self.entries)
+
+
+@dataclass(frozen=True)
 class Packing:
     """How trees like one example are packed: into the large leaves and, for each dtype, one array of the small ones.
 
@@ -61,6 +71,8 @@ class Packing:
 
     def linear(self, function: Callable[[Any], Any]) -> Callable[[list[jax.Array]], list[jax.Array]]:
         """``function``, of trees to trees, on packed vectors."""
+        if isinstance(function, Diagonal):
+            return Diagonal(self.pack(function.entries))
         return lambda packed: self.pack(function(self.unpack(packed)))
 
 

@@ -33,6 +33,7 @@ def run(tx, case: Case, steps: int, params=None):
 
 CLASSICAL = partial(
     hfopt.hessian_free,
+    preconditioner=None,
     damping=hfopt.levenberg_marquardt(),
     trust_region=None,
     line_search=hfopt.armijo(),
@@ -51,6 +52,7 @@ def least_squares() -> Case:
 NEWTON = partial(
     hfopt.hessian_free,
     solver=hfopt.cg(400, hfopt.relative_residual(1e-13)),
+    preconditioner=None,
     damping=hfopt.constant_damping(1e-14),
     trust_region=None,
     line_search=hfopt.armijo(),

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import hfopt
+from hfopt.curvature.diagonal import probed_diagonal
 from tests.loops import train_step
 
 # Layers wide enough and a batch large enough that the matrix products are all that counts.
@@ -38,12 +39,24 @@ def operations(function, *arguments) -> float:
 @pytest.mark.parametrize(
     ("options", "opening", "losses"),
     [
-        ({}, 1, 2),  # a product for the residual at the warm start; the trial step, and the last step judged anew
-        ({"warm_start": None}, 0, 2),
-        ({"trust_region": None, "damping": hfopt.constant_damping(1.0)}, 1, 1),
-        ({"trust_region": None, "damping": hfopt.levenberg_marquardt(), "warm_start": None}, 0, 1),
+        # A product for the residual at the warm start; the trial step, and the last step judged anew. The diagonal is
+        # estimated in a branch of the program, which the second step does not take.
+        ({}, 1, 2),
+        ({"preconditioner": None}, 1, 2),
+        ({"preconditioner": None, "warm_start": None}, 0, 2),
+        ({"preconditioner": None, "trust_region": None, "damping": hfopt.constant_damping(1.0)}, 1, 1),
+        (
+            {
+                "preconditioner": None,
+                "trust_region": None,
+                "damping": hfopt.levenberg_marquardt(),
+                "warm_start": None,
+            },
+            0,
+            1,
+        ),
     ],
-    ids=["defaults", "cold", "unbounded", "cold and unbounded"],
+    ids=["defaults", "plain", "cold", "unbounded", "cold and unbounded"],
 )
 def test_a_step_computes_what_the_algorithm_needs_and_no_more(problem, options, opening, losses):
     objective, params, batch = problem
@@ -56,8 +69,11 @@ def test_a_step_computes_what_the_algorithm_needs_and_no_more(problem, options, 
     vectors = [params, jax.tree.map(jnp.sin, params)]
     multiply = lambda count, p, v: [hfopt.gauss_newton(value_fn, p) @ u for u in v[:count]]  # noqa: E731
     one, two = (operations(partial(multiply, count), params, vectors) for count in (1, 2))
+    setup = 0.0
+    if "preconditioner" not in options:
+        setup = operations(lambda p: probed_diagonal(value_fn, p, jax.random.key(0), probes=16), params)
     step = operations(partial(train_step, tx, objective), params, tx.init(params), batch)
-    assert step == pytest.approx(gradient + (two - one) + losses * loss, rel=0.03)
+    assert step == pytest.approx(gradient + (two - one) + losses * loss + setup, rel=0.03)
     # And that is what it reports: on the second step, when there is a last one to start from and to judge.
     run = jax.jit(partial(train_step, tx, objective))
     _, state, _ = run(*run(params, tx.init(params), batch)[:2], batch)
@@ -67,7 +83,8 @@ def test_a_step_computes_what_the_algorithm_needs_and_no_more(problem, options, 
 
 def test_a_step_counts_its_products_and_losses(problem):
     objective, params, batch = problem
-    tx = hfopt.hessian_free(solver=hfopt.cg(7, stop=()), trust_region=None, line_search=hfopt.armijo())
+    solver, search = hfopt.cg(7, stop=()), hfopt.armijo()
+    tx = hfopt.hessian_free(solver=solver, preconditioner=None, trust_region=None, line_search=search)
     step, state = jax.jit(partial(train_step, tx, objective)), tx.init(params)
     for _ in range(3):
         params, state, _ = step(params, state, batch)

@@ -128,6 +128,7 @@ def test_the_warm_start_of_kiros_fades_ever_less():
     decays = [0.5, 0.5, 0.505, 0.505, 0.51005, 0.51005]  # 0.5 · 1.01ᵉ, two steps an epoch
     by_hand = hfopt.hessian_free(
         solver=hfopt.cg(5),
+        preconditioner=None,
         damping=hfopt.levenberg_marquardt(1.0, increase=1 / 0.99, decrease=0.99),
         trust_region=None,
         line_search=hfopt.fixed_step(),

@@ -121,7 +121,7 @@ class TrustState(NamedTuple):
 class Earned:
     """Trust that is earned on new data and lost on the same: ``hfopt.earned_trust``.
 
-    One level μ rules a step: κ = radius · μ, at most ⌈10 √max(μ, 1)⌉ CG iterations and, with `hfopt.trust_damping`,
+    One level μ rules a step: κ = radius · μ, at most ⌈10 max(μ, 1)^¼⌉ CG iterations and, with `hfopt.trust_damping`,
     λ = λ₀ / μ. ρ on the batch that made a step is optimistic, ρ on another batch is pessimistic (it sees the noise of
     the gradient, not the error of the model), so each is used for what it can show:
 
@@ -199,8 +199,8 @@ class Earned:
         return state.level
 
     def cg_steps(self, state: TrustState) -> jax.Array:
-        """⌈initial_cg_steps · √max(μ, 1)⌉."""
-        return jnp.ceil(self.initial_cg_steps * jnp.sqrt(jnp.maximum(state.level, 1))).astype(jnp.int32)
+        """⌈initial_cg_steps · max(μ, 1)^¼⌉."""
+        return jnp.ceil(self.initial_cg_steps * jnp.maximum(state.level, 1) ** 0.25).astype(jnp.int32)
 
     def update(self, state: TrustState, params: Any, outcome: Outcome) -> TrustState:
         """Lose trust where the model failed on its own batch; remember the step for the next one to judge."""

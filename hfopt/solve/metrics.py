@@ -18,6 +18,7 @@ from hfopt.curvature.diagonal import wide_dtype
 from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import Loss, output_hessian
 from hfopt.objective import Objective, ValueFn
+from hfopt.vectors import Diagonal
 
 Product = Callable[[Any], Any]
 
@@ -90,13 +91,11 @@ class SecondMoment:
 
     def product(self, state: SecondMomentState, value_fn: ValueFn, params: Any) -> Product:
         """v ↦ M v."""
-        diagonal = self.diagonal(state)
-        return lambda v: jax.tree.map(lambda d, x: (d * x).astype(x.dtype), diagonal, v)
+        return Diagonal(self.diagonal(state))
 
     def inverse(self, state: SecondMomentState) -> Product:
         """r ↦ M⁻¹ r."""
-        diagonal = self.diagonal(state)
-        return lambda r: jax.tree.map(lambda d, x: (x / d).astype(x.dtype), diagonal, r)
+        return Diagonal(jax.tree.map(lambda d: 1 / d, self.diagonal(state)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import optax
 from hfopt.curvature.diagonal import probed_diagonal, squared_gradients, wide_dtype
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
+from hfopt.vectors import Diagonal
 
 Inverse = Callable[[Any], Any]
 
@@ -160,8 +161,7 @@ def diagonal_inverse(diagonal: Any, damping: Any, power: float) -> Inverse:
         floor = jnp.maximum(limits.eps**2 * top.astype(d.dtype), limits.tiny)
         return jnp.where(top > 0, jnp.maximum(d, floor), 1) ** -power
 
-    inverse = jax.tree.map(invert, damped)
-    return lambda r: jax.tree.map(lambda x, m: (x.astype(m.dtype) * m).astype(x.dtype), r, inverse)
+    return Diagonal(jax.tree.map(invert, damped))
 
 
 State = TypeVar("State", bound=Any)

@@ -105,7 +105,7 @@ def test_the_same_batch_takes_trust_away(level, ratio, accepted, expected):
 def test_the_level_sets_bound_effort_and_damping():
     state = _state(level=6.0)
     assert RULE.bound(state) == pytest.approx(0.06)
-    assert RULE.cg_steps(state) == 25  # ⌈10 √6⌉
+    assert RULE.cg_steps(state) == 16  # ⌈10 · 6^¼⌉
     assert RULE.cg_steps(_state(level=0.1)) == 10
     assert hfopt.trust_damping(0.01).current(jnp.float64(9.0), state.level, 0) == pytest.approx(0.01 / 6)
 

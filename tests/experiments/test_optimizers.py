@@ -32,6 +32,9 @@ def test_every_choice_of_control_reaches_the_transformation(small_file):
     assert state("trust_region=none", "damping=constant").trust == ()
     assert state("trust_region=constant", "damping=constant", "trust_radius=0.3").trust.shape == ()
     assert state("trust_region=earned").trust.level == 1
+    assert state("preconditioner=none").preconditioner == ()
+    squares, diagonal = (state(f"preconditioner={name}").preconditioner for name in ("squared_gradients", "jacobi"))
+    assert jax.tree.structure(squares) == jax.tree.structure(diagonal)
     assert state("damping=levenberg_marquardt").next_damping == 1
     assert state("damping=constant", "initial_damping=0.2").next_damping == pytest.approx(0.2)
 

@@ -165,7 +165,7 @@ def test_a_budget_goes_to_its_kind_of_optimizer(files):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("tuning_seeds: [100, 101]", "tuning_seeds: [0]", "tuning_seeds must not be among the seeds"),
+        ("tuning_seeds: [100, 101]", "tuning_seeds: [10]", "tuning_seeds must not be among the seeds"),
         ("baselines: [Adam]", "baselines: [Adan]", "there is no baseline 'Adan'; there are Adam, L-BFGS"),
         ("hessian_free: {steps: 3}", "hessian_free: {steps: 3, preset: simplenn}", "preset: unknown key"),
         ("baselines: [Adam]", "baselines: []", "baselines is empty"),
