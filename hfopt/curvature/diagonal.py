@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples, chunks, examples, size, sum_over_chunks
+from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
@@ -23,6 +23,9 @@ Pairs = Callable[[Any], tuple[Any, Any]]
 
 # Example gradients held at once: enough to fill the matrix products, few enough that they are no memory to speak of.
 _EXAMPLES_AT_ONCE = 16
+
+# Probes of a batch that cannot be cut into groups; each costs a backward pass over all of it.
+_SIGNS_OF_A_WHOLE = 4
 
 
 def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
@@ -66,7 +69,8 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
       value_fn: from `Objective.bind`; its curvature batch is used when it has one.
       params: a pytree of floating arrays.
       key: of the random signs.
-      probes: groups of examples; at most as many as there are examples.
+      probes: groups of examples; at most as many as there are examples. A model that cannot be applied to a part of its
+        batch (one of the nodes of a graph) is probed four times as a whole instead.
 
     Returns:
       A pytree shaped like ``params``, in float32 or wider.
@@ -77,22 +81,37 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
     """
     check_value_fn(value_fn)
     objective = value_fn.objective.for_curvature
-    batch = value_fn.averaged
-    length = -(-size(batch) // probes)
+    rows = examples(value_fn.averaged)
+    length = -(-size(rows) // probes)
     length = length if value_fn.chunk_size is None else min(length, value_fn.chunk_size)
-    chunked = chunks(examples(batch), length)
-    keys = jax.random.split(key, chunked.number)
 
-    def probe(rows: Examples, key: jax.Array) -> Any:
+    def probe(rows: Examples, keys: jax.Array) -> Any:
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
-        u, w = _pairs(objective.loss, model.outputs, rows)(optax.tree.random_like(key, model.outputs, _signs))
-        left = model.vjp(u)
-        right = left if w is u else model.vjp(w)
-        return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
+        pair = _pairs(objective.loss, model.outputs, rows)
+
+        def square(key: jax.Array) -> Any:
+            u, w = pair(optax.tree.random_like(key, model.outputs, _signs))
+            left = model.vjp(u)
+            right = left if w is u else model.vjp(w)
+            return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
+
+        if keys.size == 1:
+            return square(keys[0])
+        return jax.tree.map(lambda squares: squares.mean(axis=0), jax.lax.map(square, keys))
+
+    def estimate(chunked: Chunks, signs: int) -> Any:
+        keys = jax.random.split(key, (chunked.number, signs))
+        return sum_over_chunks(canonical(probe), chunked, keys)
 
     with objective.matmul_precision():
-        estimate = sum_over_chunks(canonical(probe), chunked, keys)
-    return jax.tree.map(lambda d: jnp.maximum(d, 0), estimate)
+        try:
+            diagonal = estimate(chunks(rows, length), 1)
+        except Exception:
+            if value_fn.chunk_size is not None or length == size(rows):
+                raise
+            # Whatever a model raises that takes its batch as a whole only, such as one of the nodes of a graph.
+            diagonal = estimate(chunks(rows, None), _SIGNS_OF_A_WHOLE)
+    return jax.tree.map(lambda d: jnp.maximum(d, 0), diagonal)
 
 
 def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

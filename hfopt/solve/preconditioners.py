@@ -98,7 +98,8 @@ class Jacobi:
     costs one pass over the curvature batch and errs by about √(2 / probes) of each entry. ``hfopt.jacobi``.
 
     Args:
-      probes: groups of examples with a probe each; more are no dearer in arithmetic.
+      probes: groups of examples with a probe each; more are no dearer in arithmetic. A model that cannot be applied to
+        a part of its batch is probed four times as a whole.
       power: 1 is the diagonal itself; less tempers it.
       decay: the diagonal is decay · old + (1 − decay) · new at a refresh; 0 forgets, 0.9 averages over about ten.
       every: refresh at every so many steps.

@@ -90,3 +90,36 @@ def test_more_probes_err_less_in_every_entry():
         estimates = jnp.stack([estimate(jax.random.key(i)) for i in range(20)])
         spread = jnp.sqrt(jnp.mean((estimates / exact[None, :] - 1) ** 2, axis=0))
         assert jnp.all(spread < 1.6 * np.sqrt(2 / probes))
+
+
+def graph_case() -> Case:
+    """Nodes of a graph: the model mixes them, and cannot be applied to some of them alone."""
+    rng = np.random.default_rng(0)
+    nodes = 12
+    adjacency = jnp.asarray(rng.random((nodes, nodes)) < 0.3, float)
+    x, labels = jnp.asarray(rng.normal(size=(nodes, 3))), jnp.asarray(rng.integers(3, size=nodes))
+    params = {"in": jnp.asarray(rng.normal(size=(3, 4))), "out": jnp.asarray(rng.normal(size=(4, 3)))}
+
+    def predict(params, x):
+        return adjacency @ jnp.tanh(adjacency @ x @ params["in"]) @ params["out"]
+
+    return Case(predict, optax.losses.softmax_cross_entropy_with_integer_labels, params, (x, labels), l2=0.0)
+
+
+def test_a_batch_that_cannot_be_cut_is_probed_as_a_whole():
+    case = graph_case()
+    value_fn = case.objective.bind(case.batch)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    estimate = jax.jit(lambda p: jax.lax.map(lambda key: ravel_pytree(probed_diagonal(value_fn, p, key, 4))[0], keys))(
+        case.params
+    )
+    exact = jnp.diag(hfopt.gauss_newton(value_fn, case.params).to_dense())
+    standard_error = estimate.std(axis=0) / len(keys) ** 0.5
+    assert (jnp.abs(estimate.mean(axis=0) - exact) < 5 * standard_error).all()
+
+
+def test_what_is_wrong_with_the_model_itself_is_still_told():
+    case = graph_case()
+    value_fn = hfopt.Objective(lambda params, x: x @ jnp.ones((7, 3)), case.loss).bind(case.batch)
+    with pytest.raises(TypeError, match="dot_general"):
+        probed_diagonal(value_fn, case.params, jax.random.key(0), 4)
