@@ -7,13 +7,14 @@ and ends with the same page.
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from experiments.errors import ConfigError, DataError, NotTunedError
-from experiments.pool import COMPILED, LEAVE_MEMORY, Task, Workers, pool
+from experiments.pool import COMPILED, LEAVE_MEMORY, Task, pool
 from experiments.problems.build import build_problem
 from experiments.runner import Result
 from experiments.suite_file import (
@@ -78,11 +79,13 @@ def run_suite(
             console.print(f"{one.title}: not run: {error}", style="yellow", highlight=False, soft_wrap=True)
     ready = [one for one in comparisons if one.name in rows]
     folder = runs / ("quick" if quick else "compare")
+    tasks = {one.name: _tasks(one, rows[one.name], folder / one.name, quick) for one in ready}
     with pool(
         jobs, compiled=runs / COMPILED, console=console, name="compare", kind="comparison", data_dir=data_dir
     ) as workers:
-        workers.expect(sum(len(rows[one.name]) * len(_seeds(one, quick)) for one in ready))
-        outcomes = [_outcome(one, rows[one.name], workers, folder / one.name, quick) for one in ready]
+        # All at once, so that no core waits for the last run of a comparison.
+        results = iter(workers.run([task for several in tasks.values() for task in several]))
+    outcomes = [_outcome(one, rows[one.name], list(islice(results, len(tasks[one.name])))) for one in ready]
     return Suite(outcomes, missing, quick)
 
 
@@ -98,18 +101,20 @@ def _seeds(comparison: Comparison, quick: bool) -> tuple[int, ...]:
     return comparison.seeds[:_QUICK_SEEDS] if quick else comparison.seeds
 
 
-def _outcome(comparison: Comparison, rows: Sequence[Row], workers: Workers, folder: Path, quick: bool) -> Outcome:
+def _tasks(comparison: Comparison, rows: Sequence[Row], folder: Path, quick: bool) -> list[Task]:
+    """Seed by seed: the first one compiles each program, and the others find it compiled."""
     share = comparison.quick_share if quick else 1.0
-    # Seed by seed: the first one compiles each program, and the others find it compiled.
-    cells = [(row, seed) for seed in _seeds(comparison, quick) for row in rows]
-    tasks = [
+    return [
         Task(f"{comparison.name}: {row.label}, seed {seed}", config_of(comparison, row, seed, share=share), folder)
-        for row, seed in cells
+        for seed in _seeds(comparison, quick)
+        for row in rows
     ]
-    grouped: dict[str, list[Result]] = {}
-    for (row, _), result in zip(cells, workers.run(tasks), strict=True):
-        grouped.setdefault(row.label, []).append(result)
-    entries = [
-        Entry(row, grouped[row.label], [curve_of(result, comparison) for result in grouped[row.label]]) for row in rows
-    ]
+
+
+def _outcome(comparison: Comparison, rows: Sequence[Row], results: Sequence[Result]) -> Outcome:
+    """``results`` in the order of the tasks: of all rows from one seed, then from the next."""
+    entries = []
+    for i, row in enumerate(rows):
+        own = list(results[i :: len(rows)])
+        entries.append(Entry(row, own, [curve_of(result, comparison) for result in own]))
     return Outcome(comparison, entries)
