@@ -33,10 +33,25 @@ def test_every_choice_of_control_reaches_the_transformation(small_file):
     assert state("trust_region=constant", "damping=constant", "trust_radius=0.3").trust.shape == ()
     assert state("trust_region=earned").trust.level == 1
     assert state("preconditioner=none").preconditioner == ()
-    squares, diagonal = (state(f"preconditioner={name}").preconditioner for name in ("squared_gradients", "jacobi"))
-    assert jax.tree.structure(squares) == jax.tree.structure(diagonal)
     assert state("damping=levenberg_marquardt").next_damping == 1
     assert state("damping=constant", "initial_damping=0.2").next_damping == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("jacobi", {"preconditioner": hfopt.jacobi(decay=0.6, every=4)}),
+        ("squared_gradients", {"preconditioner": hfopt.squared_gradients()}),
+        ("none", {"preconditioner": None}),
+        ("null", {}),
+    ],
+)
+def test_every_preconditioner_reaches_the_transformation(small_file, monkeypatch, name, expected):
+    given = {}
+    monkeypatch.setattr(hfopt, "hessian_free", lambda **choices: given.update(choices))
+    settings = load_config(small_file, [f"optimizers.hessian_free.preconditioner={name}"]).optimizers.hessian_free
+    build_optimizer(settings, 1, 1)
+    assert {key: value for key, value in given.items() if key == "preconditioner"} == expected
 
 
 @pytest.mark.parametrize("line_search", ["full_step", "armijo", "fixed_step"])
