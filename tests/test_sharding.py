@@ -87,8 +87,8 @@ def test_the_documented_script_prints_the_same_losses_in_two_processes(tmp_path,
     assert len(expected) == 5
     assert expected[-1] < 0.8 * expected[0]
     printed = losses(first)
-    # The first loss is computed before any CG, which amplifies rounding: other orders of the 64 rows on one device change
-    # the last loss by 1e-3.
+    # The first loss is computed before any CG, which amplifies rounding: another order of the rows on one device
+    # changes the last loss by 1e-3.
     np.testing.assert_allclose(printed[0], expected[0], rtol=1e-5)
     np.testing.assert_allclose(printed, expected, rtol=1e-2)
     assert losses(second) == []

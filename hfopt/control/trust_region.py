@@ -128,7 +128,7 @@ class Earned:
     - the next batch says what of the predicted decrease −m was real. With q the (bias-corrected) running average of
       clip((f_new(θ − s) − f_new(θ)) / −m, ±1): μ ← 3/2 μ if q > ¾, and μ ← max(μ/2, min(μ, 1)) if q < ½, so that a
       lack of evidence takes back what was earned and no more;
-    - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ¾, down to a floor, and μ/8 if the step was
+    - the same batch says when the model itself breaks: μ ← μ/2 if ρ < ½, down to a floor, and μ/8 if the step was
       rejected, far below that, lest a full batch reject the same step for ever; below 1, μ ← 3/2 μ while ρ > 0.9.
       Below the floor a step may be too short for its decrease to show in the rounding of f: then μ ← 8 μ.
 
@@ -151,6 +151,9 @@ class Earned:
     initial_cg_steps: int = 10
     memory: float = 0.8
 
+    # Shares of a predicted decrease: above the one trust grows, below the other it shrinks. Between them lies much of a
+    # long descent on a full batch, where shorter steps would gain less and agree no better.
+    _GROWS, _SHRINKS = 0.75, 0.5
     # Beyond this the bound binds nothing.
     _CEILING = 1e8
     # Of trust lost by steps that were taken, and by rejected ones: these show that the step is still too long.
@@ -183,9 +186,9 @@ class Earned:
         evidence = self.memory * state.evidence + (1 - self.memory)
         q, level = agreement / evidence, state.level
         level = jnp.where(
-            q > 0.75,
+            q > self._GROWS,
             jnp.minimum(1.5 * level, self._CEILING),
-            jnp.where(q < 0.5, jnp.maximum(level / 2, jnp.minimum(level, 1)), level),
+            jnp.where(q < self._SHRINKS, jnp.maximum(level / 2, jnp.minimum(level, 1)), level),
         )
         after = state._replace(level=level, agreement=agreement, evidence=evidence)
         return optax.tree.where(judged, after, state), due.astype(jnp.int32)
@@ -207,7 +210,7 @@ class Earned:
         level, ratio = state.level, outcome.reduction_ratio
         lost = jnp.minimum(level, jnp.maximum(level / 2, self._FLOOR))
         regained = jnp.where((ratio > 0.9) & (level < 1), jnp.minimum(1.5 * level, 1), level)
-        taken = jnp.where(ratio >= 0.75, regained, lost)
+        taken = jnp.where(ratio >= self._SHRINKS, regained, lost)
         level = jnp.where(outcome.accepted, taken, jnp.maximum(level / 8, self._FLOOR_OF_REJECTED))
         landing = vdot(outcome.step, optax.apply_updates(params, outcome.step))
         after = TrustState(

@@ -82,15 +82,16 @@ def test_a_step_that_was_not_taken_is_not_judged(taken, judged):
     ("level", "ratio", "accepted", "expected"),
     [
         (4.0, 1.0, True, 4.0),  # trust above 1 is earned on new data only
-        (4.0, 0.7, True, 2.0),
+        (4.0, 0.55, True, 4.0),
+        (4.0, 0.45, True, 2.0),
         (4.0, np.nan, True, 2.0),
         (0.5, 0.95, True, 0.75),
         (0.8, 0.95, True, 1.0),
         (0.5, 0.8, True, 0.5),
         (4.0, -np.inf, False, 0.5),
-        (1e-3, 0.5, True, 1e-3),  # no further by steps that were taken
+        (1e-3, 0.4, True, 1e-3),  # no further by steps that were taken
         (1e-3, -np.inf, False, 1.25e-4),
-        (1e-4, 0.5, True, 1e-4),
+        (1e-4, 0.4, True, 1e-4),
         (1e-8, -np.inf, False, 1e-8),
     ],
 )
