@@ -43,7 +43,10 @@ def _reached(outcome: Outcome) -> Iterator[Judged]:
         limit, arrived = _cost(outcome, entry, value)
         aim = f"{label} never better than {measure_text(comparison, limit)} in that time"
         found = f"{measure_text(comparison, entry.median)} after {seconds_text(entry.seconds)} s"
-        yield Judged(aim, there and entry.seconds >= took and arrived > entry.seconds, found)
+        behind, long_enough = arrived > entry.seconds, entry.seconds >= took
+        if there and behind and not long_enough:
+            found += ", where its schedule ends, too soon to tell"
+        yield Judged(aim, there and behind and long_enough, found)
 
 
 def _cost(outcome: Outcome, entry: Entry, value: float) -> tuple[float, float]:

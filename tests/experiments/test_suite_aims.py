@@ -39,6 +39,8 @@ def met(aims, **options):
 def test_a_value_is_reached_and_a_baseline_stays_behind_in_the_same_time(baseline, expected):
     verdicts = found({"reach": 1.0, "behind": {"A": 3.0}}, A=[baseline])
     assert [one.met for one in verdicts] == [True, expected]
+    ended_early = baseline.costs["seconds"][-1] < 2
+    assert verdicts[1].found.endswith("too soon to tell") == ended_early
 
 
 def test_a_value_that_is_not_held_to_the_end_is_not_reached():
