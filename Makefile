@@ -15,7 +15,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 TESTS ?= tests
-# The fast tests compile far more than they compute; the slow ones are compiled as users' programs are.
+# The fast tests and the quick results compile far more than they compute; all else is compiled as users' programs are.
 COMPILE_FAST = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=1"
 
 COMPARISONS = $(sort $(wildcard configs/compare/*.yaml))
@@ -51,7 +51,7 @@ results: $(READY)
 	$(RUN) -m experiments compare $(COMPARISONS) $(DATA_DIR) --out docs/results
 
 results-quick: $(READY)
-	$(RUN) -m experiments compare $(COMPARISONS) $(DATA_DIR) --quick --out runs/results-quick
+	$(COMPILE_FAST) $(RUN) -m experiments compare $(COMPARISONS) $(DATA_DIR) --quick --out runs/results-quick
 
 tune: $(READY)
 	$(RUN) -m experiments tune $(COMPARISONS) $(DATA_DIR)
