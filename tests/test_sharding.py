@@ -62,10 +62,23 @@ def test_a_run_saved_on_eight_devices_goes_on_with_any_number(tmp_path):
     assert len(set(report["straight"])) == len(report["straight"])
 
 
+# CG amplifies rounding: at the defaults another order of the rows on one device changes the last loss by 1e-3. A few
+# plain iterations do not, and show that the two processes compute the same.
 @pytest.mark.slow
 @pytest.mark.float32
-def test_the_documented_script_prints_the_same_losses_in_two_processes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("transformation", "rtol"),
+    [
+        ("hfopt.hessian_free()", 1e-2),
+        ("hfopt.hessian_free(solver=hfopt.cg(max_steps=5), preconditioner=None)", 1e-5),
+    ],
+)
+def test_the_documented_script_prints_the_same_losses_in_two_processes(
+    tmp_path, monkeypatch, capsys, transformation, rtol
+):
     (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    assert "hfopt.hessian_free()" in script
+    script = script.replace("hfopt.hessian_free()", transformation)
     path = tmp_path / "train.py"
     path.write_text(script, encoding="utf-8")
     with socket.socket() as free:
@@ -86,11 +99,7 @@ def test_the_documented_script_prints_the_same_losses_in_two_processes(tmp_path,
     expected = losses(capsys.readouterr().out)
     assert len(expected) == 5
     assert expected[-1] < 0.8 * expected[0]
-    printed = losses(first)
-    # The first loss is computed before any CG, which amplifies rounding: another order of the rows on one device
-    # changes the last loss by 1e-3.
-    np.testing.assert_allclose(printed[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(printed, expected, rtol=1e-2)
+    np.testing.assert_allclose(losses(first), expected, rtol=rtol)
     assert losses(second) == []
 
 
