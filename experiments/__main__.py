@@ -13,19 +13,21 @@ from typing import get_args
 
 from rich.console import Console
 
-from experiments import catalogue, cleaning, extrapolation, tensorboard_export
-from experiments.arguments import positive_integer
-from experiments.comparison import compare
-from experiments.config import Config, OptimizerName
-from experiments.config_file import dump_config, load_config
-from experiments.errors import ExperimentError, RunError
-from experiments.readable import metric_title, metric_value
-from experiments.run_page import show_run
-from experiments.runner import run
-from experiments.suite_command import add_suite_options, add_tune, compare_suite, is_suite, require_no_suite_options
-from experiments.sweep import sweep
-from experiments.sweep_file import load_sweep
-from experiments.sweep_report import report
+from experiments.runs import catalogue, cleaning
+from experiments.runs import tensorboard as tensorboard
+from experiments.runs.page import show_run
+from experiments.runs.readable import metric_title, metric_value
+from experiments.runs.runner import run
+from experiments.settings.arguments import positive_integer
+from experiments.settings.config import Config, OptimizerName
+from experiments.settings.config_file import dump_config, load_config
+from experiments.settings.errors import ExperimentError, RunError
+from experiments.suite import extrapolation
+from experiments.suite.command import add_suite_options, add_tune, compare_suite, is_suite, require_no_suite_options
+from experiments.suite.comparison import compare
+from experiments.suite.sweep import sweep
+from experiments.suite.sweep_file import load_sweep
+from experiments.suite.sweep_report import report
 
 _OPTIMIZERS = get_args(OptimizerName)
 
@@ -93,7 +95,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _cartpole(arguments: argparse.Namespace) -> int:
-    from experiments.policy_gradient import main as cartpole  # imported late: the other commands need none of it
+    from experiments.examples.policy_gradient import (
+        main as cartpole,  # imported late: the other commands need none of it
+    )
 
     return 0 if cartpole(arguments.seeds, arguments.iterations, Console()) else 1
 
@@ -101,7 +105,7 @@ def _cartpole(arguments: argparse.Namespace) -> int:
 def _frameworks(arguments: argparse.Namespace) -> int:
     import jax
 
-    from experiments.frameworks import main as frameworks
+    from experiments.examples.frameworks import main as frameworks
     from experiments.problems.cifar10 import load_cifar10
 
     jax.config.update("jax_enable_x64", arguments.float64)
@@ -110,13 +114,13 @@ def _frameworks(arguments: argparse.Namespace) -> int:
 
 
 def _approximations(arguments: argparse.Namespace) -> int:
-    from experiments.approximations import main as approximations
+    from experiments.laboratory.approximations import main as approximations
 
     return 0 if approximations(arguments.out, arguments.seed, Console()) else 1
 
 
 def _curvature(arguments: argparse.Namespace) -> int:
-    from experiments.curvature_report import main as curvature
+    from experiments.laboratory.report import main as curvature
 
     curvature(
         Path(arguments.config),
@@ -224,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.set_defaults(command=_show)
     cleaning.add_parser(commands, recorded)
-    tensorboard_export.add_parser(commands)
+    tensorboard.add_parser(commands)
     extrapolation.add_parser(commands)
 
     cartpole = commands.add_parser("cartpole", help="balance a pole by natural policy gradient, from several seeds")

@@ -7,12 +7,12 @@ from dataclasses import replace
 from rich.console import Console
 
 from experiments import benchmarks
-from experiments.arguments import positive_integer, positive_number
 from experiments.benchmarks import compiling, convergence, memory, preconditioning, products, scaling, step
 from experiments.benchmarks.measuring import Row
 from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.peers import PEERS
 from experiments.benchmarks.report import is_regression, load_baseline, print_table, save_baseline, to_json
+from experiments.settings.arguments import positive_integer, positive_number
 
 _BENCHMARKS = {
     "products": "one curvature product / one value_and_grad",

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 import hfopt
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 
 def _somax(value_fn: hfopt.ValueFn, params: Any) -> Callable[[Any], Any]:

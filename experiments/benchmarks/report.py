@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks.measuring import Row, machine
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 
 BASELINE = Path(__file__).with_name("baseline.json")
 # A regression is a value above the baseline by more than this share: of what is timed, and of what is counted.

@@ -18,7 +18,7 @@ import hfopt
 from experiments.benchmarks.measuring import Row
 from experiments.benchmarks.networks import NETWORKS
 from experiments.benchmarks.step import train_step
-from experiments.errors import ExperimentError
+from experiments.settings.errors import ExperimentError
 from hfopt import sharding
 
 TITLE = "Operations of one device in a step, times the number of devices, over those of the step on one device"

@@ -1,4 +1,4 @@
-"""Tables and figures of `experiments.approximations`."""
+"""Tables and figures of `experiments.laboratory.approximations`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
+from experiments.runs.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
 
 _MARKERS = ("o", "s", "^", "D")
 

@@ -30,7 +30,7 @@ from jax.flatten_util import ravel_pytree
 from rich.console import Console
 
 import hfopt
-from experiments.approximation_figures import draw_limits, draw_sizes, print_claims, print_tables
+from experiments.laboratory.approximation_figures import draw_limits, draw_sizes, print_claims, print_tables
 
 BLOCK = 400  # examples that matrices are formed of at once
 SIZES = (400, 1_600, 6_400, 25_600, 102_400)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import hfopt
-from experiments.config import Config
-from experiments.errors import RunError
 from experiments.problems.problem import Problem
-from experiments.recording import Checkpoints, read_config
-from experiments.runner import build_plan
+from experiments.runs.recording import Checkpoints, read_config
+from experiments.runs.runner import build_plan
+from experiments.settings.config import Config
+from experiments.settings.errors import RunError
 from hfopt import critical_points, spectra
 from hfopt.curvature.layers import layers
 from hfopt.vectors import vdot

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.curvature import Curvature, Spectrum
-from experiments.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
-from experiments.training import Row
+from experiments.laboratory.curvature import Curvature, Spectrum
+from experiments.runs.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
+from experiments.training.loop import Row
 
 _HESSIAN, _GAUSS_NEWTON = COLOURS[0], COLOURS[1]
 

@@ -17,16 +17,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import curvature_figures as figures
-from experiments.config import Config
-from experiments.config_file import load_config
-from experiments.curvature import LARGEST, MOST_DENSE, Curvature, Spectrum, compute, trained
-from experiments.errors import ExperimentError, RunError
+from experiments.laboratory import figures
+from experiments.laboratory.curvature import LARGEST, MOST_DENSE, Curvature, Spectrum, compute, trained
 from experiments.problems.build import build_problem, numerics
 from experiments.problems.problem import Problem
-from experiments.recording import environment, read_metrics, to_json
-from experiments.report_page import Page
-from experiments.runner import run
+from experiments.runs.document import Page
+from experiments.runs.recording import environment, read_metrics, to_json
+from experiments.runs.runner import run
+from experiments.settings.config import Config
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import ExperimentError, RunError
 
 _FOLDER = "curvature"
 
@@ -38,7 +38,7 @@ def main(target: Path, overrides: list[str], *, runs: Path, data_dir: str | None
       The path of the page.
 
     Raises:
-      ExperimentError: the target is neither; or as `experiments.runner.run`.
+      ExperimentError: the target is neither; or as `experiments.runs.runner.run`.
     """
     if not target.is_dir():
         config = load_config(target, overrides)

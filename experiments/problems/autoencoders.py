@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments.errors import DataError
-from experiments.problem_config import Autoencoder as Settings
 from experiments.problems.curves import curve_images
 from experiments.problems.dataset import Dataset, Examples
 from experiments.problems.digits import load_digits
 from experiments.problems.idx import MNIST, load_idx
 from experiments.problems.problem import LOSSES, Metric, Params, Problem
+from experiments.settings.errors import DataError
+from experiments.settings.problem import Autoencoder as Settings
 
 SPARSE_CONNECTIONS = 15
 CURVES_TRAIN, CURVES_TEST = 20_000, 10_000

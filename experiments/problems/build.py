@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import problem_config as config
 from experiments.problems.autoencoders import build_autoencoder
 from experiments.problems.classification import build_classification
 from experiments.problems.dataset import Examples
@@ -17,6 +16,7 @@ from experiments.problems.physics import build_physics
 from experiments.problems.problem import Problem
 from experiments.problems.recurrent import build_recurrent
 from experiments.problems.regression import build_regression
+from experiments.settings import problem as config
 
 
 def numerics(settings: config.Problem) -> AbstractContextManager[Any]:

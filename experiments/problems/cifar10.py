@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.errors import DataError
 from experiments.problems.dataset import Dataset, Examples
 from experiments.problems.storage import (
     Download,
@@ -18,6 +17,7 @@ from experiments.problems.storage import (
     missing_data_message,
     unpack,
 )
+from experiments.settings.errors import DataError
 
 _FOLDERS = ("cifar-10-batches-bin", "cifar10")
 _SUBSET_FOLDER = "cifar10-subset"

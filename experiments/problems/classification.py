@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.errors import DataError
-from experiments.problem_config import Classification, Data
 from experiments.problems.cifar10 import load_cifar10
 from experiments.problems.dataset import Dataset, Examples, standardized, stratified_split
 from experiments.problems.digits import load_digits
 from experiments.problems.idx import FASHION_MNIST, MNIST, load_idx
 from experiments.problems.models import build_model
 from experiments.problems.problem import LOSSES, Metric, Params, Problem
+from experiments.settings.errors import DataError
+from experiments.settings.problem import Classification, Data
 
 
 def build_classification(settings: Classification, data_dir: str | os.PathLike[str] | None = None) -> Problem:

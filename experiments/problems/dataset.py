@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from experiments.errors import DataError
+from experiments.settings.errors import DataError
 
 # One fixed seed for every split: runs of different seeds then see the same examples, and differ by training alone.
 _SPLIT_SEED = 0

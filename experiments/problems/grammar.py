@@ -34,7 +34,7 @@ from experiments.problems.problem import Metric, Params, Problem
 from experiments.problems.transformer import Transformer
 
 if TYPE_CHECKING:
-    from experiments.problem_config import Grammar as Settings
+    from experiments.settings.problem import Grammar as Settings
 
 # One seed each for the training and the test set: runs of different seeds differ by their initial parameters alone.
 _TRAIN_SEED, _TEST_SEED = 0, 1

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.errors import DataError
 from experiments.problems.dataset import Dataset, Examples
 from experiments.problems.storage import Download, candidate_folders, data_root, download, missing_data_message
+from experiments.settings.errors import DataError
 
 _UINT8 = 8
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.problem_config import CNN as CNNSettings
-from experiments.problem_config import MLP as MLPSettings
-from experiments.problem_config import ResNet as ResNetSettings
+from experiments.settings.problem import CNN as CNNSettings
+from experiments.settings.problem import MLP as MLPSettings
+from experiments.settings.problem import ResNet as ResNetSettings
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,

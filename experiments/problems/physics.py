@@ -29,9 +29,9 @@ import numpy as np
 import optax
 from scipy.stats import qmc
 
-from experiments.problem_config import Physics
 from experiments.problems.dataset import Dataset, Examples
 from experiments.problems.problem import Metric, Params, Problem
+from experiments.settings.problem import Physics
 
 _TRAIN_SEED, _TEST_SEED, _FACE_SEED, _TEST_POINTS = 0, 1, 2, 1024
 Inputs = dict[str, Any]  # points (n, d), interior (n,) bool, factors (n,)

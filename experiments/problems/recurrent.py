@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import problem_config
 from experiments.problems import sequences
 from experiments.problems.dataset import Dataset, Examples
 from experiments.problems.problem import Metric, Params, Problem
 from experiments.problems.sequences import Sequences, Task
+from experiments.settings import problem as config
 
 TOLERANCES = {"addition": 0.08, "multiplication": 0.04}  # of a right number
 _CONNECTIONS = 15
@@ -36,7 +36,7 @@ _CONNECTIONS = 15
 _TRAIN_SEED, _TEST_SEED = 0, 1
 
 
-def build_recurrent(settings: problem_config.Recurrent) -> Problem:
+def build_recurrent(settings: config.Recurrent) -> Problem:
     """The network and the data that the settings describe.
 
     Raises:

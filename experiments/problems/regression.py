@@ -28,10 +28,10 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from experiments.problem_config import Regression
 from experiments.problems.dataset import Dataset, Examples
 from experiments.problems.physics import initial_network
 from experiments.problems.problem import Metric, Params, Problem
+from experiments.settings.problem import Regression
 
 _DATA_SEED = 0
 _NOISE = 0.1  # standard deviation, where that of the noiseless targets is 1

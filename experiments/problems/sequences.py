@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from experiments.errors import DataError
+from experiments.settings.errors import DataError
 
 Task = Literal["addition", "multiplication", "xor", "temporal_order", "temporal_order_3bit", "memorization"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -15,7 +15,7 @@ import platformdirs
 import pooch
 import requests
 
-from experiments.errors import DataError
+from experiments.settings.errors import DataError
 
 DATA_VARIABLE = "HFOPT_DATA"
 _SECONDS_WITHOUT_DATA = 20

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.errors import RunError
-from experiments.readable import age, count_of_runs, metric_of, number, words
-from experiments.recording import is_run, read_metrics, read_summary, to_json
+from experiments.runs.readable import age, count_of_runs, metric_of, number, words
+from experiments.runs.recording import is_run, read_metrics, read_summary, to_json
+from experiments.settings.errors import RunError
 
 _WIDTH = 120  # of a table where no window bounds the lines
 _COLUMNS = ("run", "status", "step", "train loss", "metric", "seconds", "touched")

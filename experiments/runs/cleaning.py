@@ -25,10 +25,10 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from experiments.arguments import positive_number
-from experiments.catalogue import Entry, add_filters, bounded, entries, entry_of
-from experiments.errors import RunError
-from experiments.readable import age, count_of_runs
+from experiments.runs.catalogue import Entry, add_filters, bounded, entries, entry_of
+from experiments.runs.readable import age, count_of_runs
+from experiments.settings.arguments import positive_number
+from experiments.settings.errors import RunError
 
 BEING_WRITTEN = 600.0  # seconds since it was touched, within which a run may be under way
 _DAY = 86400.0

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.problems.problem import Metric
-from experiments.training import Row
+from experiments.training.loop import Row
 
 _SECONDS_BETWEEN_LINES = 5.0
 

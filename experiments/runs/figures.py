@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import ExperimentError
-from experiments.recording import read_config, read_metrics
-from experiments.training import Row
+from experiments.runs.recording import read_config, read_metrics
+from experiments.settings.errors import ExperimentError
+from experiments.training.loop import Row
 
 # Okabe and Ito's palette without its yellow, which is too pale for lines; told apart in every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.catalogue import bounded, entry_of, last_evaluated, run_folders
-from experiments.errors import RunError
-from experiments.readable import number, words
-from experiments.recording import is_run, read_json, read_metrics, read_summary
+from experiments.runs.catalogue import bounded, entry_of, last_evaluated, run_folders
+from experiments.runs.readable import number, words
+from experiments.runs.recording import is_run, read_json, read_metrics, read_summary
+from experiments.settings.errors import RunError
 
 _COSTS = (
     "steps",

@@ -32,12 +32,12 @@ import orbax.checkpoint as ocp
 
 import experiments
 import hfopt
-from experiments.config import Config
-from experiments.config_file import differing_keys, dump_config, load_config
-from experiments.errors import RunError
 from experiments.problems.dataset import Dataset
-from experiments.steps import TrainState
-from experiments.training import Accounts, Row
+from experiments.settings.config import Config
+from experiments.settings.config_file import differing_keys, dump_config, load_config
+from experiments.settings.errors import RunError
+from experiments.training.loop import Accounts, Row
+from experiments.training.steps import TrainState
 
 _CONFIG, _ENVIRONMENT, _METRICS, _SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
 _CHECKPOINTS = "checkpoints"

@@ -10,18 +10,26 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from experiments.batches import Batching, total_steps
-from experiments.config import Config
-from experiments.display import display
-from experiments.errors import ExperimentError
-from experiments.figures import draw_run
-from experiments.optimizers import build_optimizer
-from experiments.placement import mesh_of
 from experiments.problems.build import build_problem, numerics
 from experiments.problems.problem import Problem
-from experiments.recording import create_run, find_run, find_same_run, opened, read_metrics, read_summary, write_summary
-from experiments.steps import has_diverged
-from experiments.training import Accounts, Plan, Row, train
+from experiments.runs.display import display
+from experiments.runs.figures import draw_run
+from experiments.runs.recording import (
+    create_run,
+    find_run,
+    find_same_run,
+    opened,
+    read_metrics,
+    read_summary,
+    write_summary,
+)
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError
+from experiments.training.batches import Batching, total_steps
+from experiments.training.loop import Accounts, Plan, Row, train
+from experiments.training.optimizers import build_optimizer
+from experiments.training.placement import mesh_of
+from experiments.training.steps import has_diverged
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.catalogue import run_folders
-from experiments.errors import ExperimentError, RunError
-from experiments.readable import count_of_runs
-from experiments.recording import read_metrics
-from experiments.training import Row
+from experiments.runs.catalogue import run_folders
+from experiments.runs.readable import count_of_runs
+from experiments.runs.recording import read_metrics
+from experiments.settings.errors import ExperimentError, RunError
+from experiments.training.loop import Row
 
 _COSTS = ("epoch", "examples", "gradients", "products", "gradient_equivalents", "seconds")
 _EVALUATED = ("train_", "test_", "validation_", "sharpness")

@@ -1,6 +1,6 @@
 """What an experiment is: frozen dataclasses that mirror the YAML files of `configs/` key for key.
 
-Every field's annotation carries its range; `settings_file.py` reads a file into these classes and turns what does
+Every field's annotation carries its range; `file.py` reads a file into these classes and turns what does
 not fit into a message. A field without a default must be written in the file.
 """
 
@@ -9,9 +9,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from experiments.optimizer_config import LBFGS, SGD, Adam, AdamW, HessianFree, Muon, Somax, Training
-from experiments.problem_config import Problem
-from experiments.section import FolderName, Section
+from experiments.settings.optimizers import LBFGS, SGD, Adam, AdamW, HessianFree, Muon, Somax, Training
+from experiments.settings.problem import Problem
+from experiments.settings.section import FolderName, Section
 
 OptimizerName = Literal["hessian_free", "adam", "adamw", "muon", "sgd", "lbfgs", "somax"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from experiments.config import Config
-from experiments.settings_file import load_settings, plain, to_yaml
+from experiments.settings.config import Config
+from experiments.settings.file import load_settings, plain, to_yaml
 
 _ADAPTER = TypeAdapter(Config)
 

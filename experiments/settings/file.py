@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, YAMLError
 
-from experiments.errors import ConfigError
+from experiments.settings.errors import ConfigError
 
 T = TypeVar("T")
 

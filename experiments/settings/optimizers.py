@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from experiments.section import HalfOpenFraction, OpenFraction, Section
+from experiments.settings.section import HalfOpenFraction, OpenFraction, Section
 
 
 @dataclass(frozen=True, kw_only=True)

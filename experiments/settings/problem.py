@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from experiments.section import HalfOpenFraction, NonEmptySizes, Section, Sizes
+from experiments.settings.section import HalfOpenFraction, NonEmptySizes, Section, Sizes
 
 Activation = Literal["relu", "tanh", "sigmoid", "softplus", "gelu"]
 

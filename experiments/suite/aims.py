@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.peer_optimizers import PEERS
-from experiments.suite_measures import (
+from experiments.suite.measures import (
     Entry,
     Outcome,
     is_ahead,
@@ -14,6 +13,7 @@ from experiments.suite_measures import (
     measure_title,
     seconds_text,
 )
+from experiments.training.peers import PEERS
 
 
 class Judged(NamedTuple):

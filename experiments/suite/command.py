@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.arguments import positive_integer
-from experiments.errors import ConfigError
-from experiments.settings_file import read_settings
-from experiments.suite import run_suite
-from experiments.suite_page import write_page
-from experiments.tuning import main as tune
+from experiments.settings.arguments import positive_integer
+from experiments.settings.errors import ConfigError
+from experiments.settings.file import read_settings
+from experiments.suite.execution import run_suite
+from experiments.suite.page import write_page
+from experiments.suite.tuning import main as tune
 
 PAGE = Path("runs/results")
 

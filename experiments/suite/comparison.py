@@ -8,11 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import Config, OptimizerName
-from experiments.errors import ConfigError, ExperimentError
-from experiments.figures import draw_comparison
-from experiments.readable import metric_title, metric_value
-from experiments.runner import Result, run
+from experiments.runs.figures import draw_comparison
+from experiments.runs.readable import metric_title, metric_value
+from experiments.runs.runner import Result, run
+from experiments.settings.config import Config, OptimizerName
+from experiments.settings.errors import ConfigError, ExperimentError
 
 
 def compare(

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.errors import ConfigError, DataError, NotTunedError
-from experiments.pool import COMPILED, LEAVE_MEMORY, Task, pool
 from experiments.problems.build import build_problem
-from experiments.runner import Result
-from experiments.suite_file import (
+from experiments.runs.runner import Result
+from experiments.settings.errors import ConfigError, DataError, NotTunedError
+from experiments.suite.file import (
     TUNED,
     Comparison,
     Row,
@@ -28,7 +27,8 @@ from experiments.suite_file import (
     ours,
     taking_part,
 )
-from experiments.suite_measures import Entry, Outcome, curve_of
+from experiments.suite.measures import Entry, Outcome, curve_of
+from experiments.suite.pool import COMPILED, LEAVE_MEMORY, Task, pool
 
 _QUICK_SEEDS = 1
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from experiments.config import Config
-from experiments.errors import RunError
-from experiments.figures import COLOURS, blank, legend_below, tidy
-from experiments.readable import duration, words
-from experiments.recording import is_run, read_config, read_metrics
+from experiments.runs.figures import COLOURS, blank, legend_below, tidy
+from experiments.runs.readable import duration, words
+from experiments.runs.recording import is_run, read_config, read_metrics
+from experiments.settings.config import Config
+from experiments.settings.errors import RunError
 
 TAILS = (2.0, 4.0)  # factors in cost
 _FEWEST = 3  # evaluations that a line is fitted to

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
-from experiments.suite_file import OURS
-from experiments.suite_measures import AXES, Entry, Outcome, measure_title, profile
+from experiments.runs.figures import COLOURS, DASHES, GREY, blank, legend_below, tidy
+from experiments.suite.file import OURS
+from experiments.suite.measures import AXES, Entry, Outcome, measure_title, profile
 
 _INCHES = (10.0, 4.3)
 _TITLES = {

@@ -16,13 +16,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
-from experiments.config import Config, OptimizerName
-from experiments.errors import ConfigError, NotTunedError
-from experiments.optimizer_config import LBFGS, Training
-from experiments.peer_optimizers import PEERS, is_installed
-from experiments.problem_config import Classification, Problem
-from experiments.section import FolderName, HalfOpenFraction, NonEmptySeeds, OpenFraction, Section, slug
-from experiments.settings_file import check_settings, load_settings, plain, read_settings
+from experiments.settings.config import Config, OptimizerName
+from experiments.settings.errors import ConfigError, NotTunedError
+from experiments.settings.file import check_settings, load_settings, plain, read_settings
+from experiments.settings.optimizers import LBFGS, Training
+from experiments.settings.problem import Classification, Problem
+from experiments.settings.section import FolderName, HalfOpenFraction, NonEmptySeeds, OpenFraction, Section, slug
+from experiments.training.peers import PEERS, is_installed
 
 BASELINES = Path("configs/baselines.yaml")
 TUNED = Path("configs/tuned")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.recording import read_metrics
-from experiments.runner import Result
-from experiments.suite_file import OURS, Comparison, Row
+from experiments.runs.recording import read_metrics
+from experiments.runs.runner import Result
+from experiments.suite.file import OURS, Comparison, Row
 
 AXES = {
     "examples": "examples seen",

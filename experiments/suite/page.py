@@ -11,15 +11,15 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.optimizer_config import Training
-from experiments.readable import metric_of, metric_title
-from experiments.recording import described_environment
-from experiments.report_page import Page
-from experiments.suite import Suite
-from experiments.suite_aims import judged
-from experiments.suite_figures import draw_comparison, draw_profiles
-from experiments.suite_file import OURS, Comparison, Row, Value, load_baselines, title_of
-from experiments.suite_measures import (
+from experiments.runs.document import Page
+from experiments.runs.readable import metric_of, metric_title
+from experiments.runs.recording import described_environment
+from experiments.settings.optimizers import Training
+from experiments.suite.aims import judged
+from experiments.suite.execution import Suite
+from experiments.suite.figures import draw_comparison, draw_profiles
+from experiments.suite.file import OURS, Comparison, Row, Value, load_baselines, title_of
+from experiments.suite.measures import (
     TIE,
     Entry,
     Outcome,

@@ -28,10 +28,10 @@ from jax.extend.backend import clear_backends
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.config import Config
-from experiments.errors import ExperimentError, RunError
-from experiments.readable import duration, metric_title, metric_value
-from experiments.runner import Result, run
+from experiments.runs.readable import duration, metric_title, metric_value
+from experiments.runs.runner import Result, run
+from experiments.settings.config import Config
+from experiments.settings.errors import ExperimentError, RunError
 
 # Makes a process take an accelerator's memory as it needs it; read when JAX's backend starts.
 LEAVE_MEMORY = ("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -75,8 +75,8 @@ class Workers:
         """The results of all tasks, in their order.
 
         Raises:
-          ExperimentError: as `experiments.runner.run`, for one task, which the message names; or a process died. Then
-            the pool must be left, which stops the runs in progress.
+          ExperimentError: as `experiments.runs.runner.run`, for one task, which the message names; or a process died.
+            Then the pool must be left, which stops the runs in progress.
         """
         self._progress.grow(max(0, len(tasks) - self._expected))
         self._expected = max(0, self._expected - len(tasks))

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.pool import COMPILED, Task, Workers, pool
-from experiments.recording import read_metrics
-from experiments.runner import Result
-from experiments.sweep_file import Cell, Sweep, cells
+from experiments.runs.recording import read_metrics
+from experiments.runs.runner import Result
+from experiments.suite.pool import COMPILED, Task, Workers, pool
+from experiments.suite.sweep_file import Cell, Sweep, cells
 
 
 class Trial(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
-from experiments.config import Config, OptimizerName
-from experiments.config_file import load_config
-from experiments.errors import ConfigError
-from experiments.section import FolderName, HalfOpenFraction, NonEmptySeeds, Section, slug
-from experiments.settings_file import load_settings
+from experiments.settings.config import Config, OptimizerName
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import ConfigError
+from experiments.settings.file import load_settings
+from experiments.settings.section import FolderName, HalfOpenFraction, NonEmptySeeds, Section, slug
 
 Label = Annotated[str, Field(pattern=r"[A-Za-z0-9]")]  # its letters and digits become the name of a folder
 Value = int | float | str

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.recording import described_environment
-from experiments.sweep import Line
-from experiments.sweep_file import Sweep
+from experiments.runs.recording import described_environment
+from experiments.suite.sweep import Line
+from experiments.suite.sweep_file import Sweep
 
 _COLUMNS = ("setting", "train loss", "test metric", "diverged", "steps", "products", "seconds")
 _WIDTH = 120

@@ -20,13 +20,12 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.errors import RunError
-from experiments.pool import COMPILED, Task, Workers, pool
-from experiments.recording import described_environment
-from experiments.runner import Result
-from experiments.section import slug
-from experiments.settings_file import to_yaml
-from experiments.suite_file import (
+from experiments.runs.recording import described_environment
+from experiments.runs.runner import Result
+from experiments.settings.errors import RunError
+from experiments.settings.file import to_yaml
+from experiments.settings.section import slug
+from experiments.suite.file import (
     TUNED,
     Baseline,
     Comparison,
@@ -42,7 +41,8 @@ from experiments.suite_file import (
     tuned_file,
     tuned_for,
 )
-from experiments.suite_measures import curve_of, less_is_better
+from experiments.suite.measures import curve_of, less_is_better
+from experiments.suite.pool import COMPILED, Task, Workers, pool
 
 SHARES = (1 / 9, 1 / 3, 1.0)
 _KEPT, _FEWEST = 3, 2  # one in so many goes on, and no fewer than two, for no other to have a say

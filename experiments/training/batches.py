@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import optimizer_config as config
-from experiments.errors import ConfigError
+from experiments.settings import optimizers as config
+from experiments.settings.errors import ConfigError
 
 # First word of a generator's key, so that no two kinds of draws share random numbers.
 _ORDER, _CURVATURE, _PARTITION, _EVALUATION = range(4)

@@ -18,13 +18,13 @@ import optax
 from jax.sharding import Mesh
 
 import hfopt
-from experiments import config
-from experiments.batches import Batching, Rows, Sizes
-from experiments.optimizers import Optimizer
-from experiments.placement import split
 from experiments.problems.dataset import Examples
 from experiments.problems.problem import Params, Problem
-from experiments.steps import TrainState, has_diverged, make_queue, queue_rows
+from experiments.settings import config
+from experiments.training.batches import Batching, Rows, Sizes
+from experiments.training.optimizers import Optimizer
+from experiments.training.placement import split
+from experiments.training.steps import TrainState, has_diverged, make_queue, queue_rows
 from hfopt import sharding
 from hfopt.objective import Memory
 

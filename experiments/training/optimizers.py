@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import hfopt
-from experiments import optimizer_config as config
-from experiments import peer_optimizers
+from experiments.settings import optimizers as config
+from experiments.training import peers
 
 Report = dict[str, Any]
 
@@ -55,7 +55,7 @@ def build_optimizer(settings: config.Training, total_steps: int, steps_per_epoch
         case config.LBFGS():
             return _lbfgs(settings)
         case config.Somax():
-            transformation = peer_optimizers.somax(settings)
+            transformation = peers.somax(settings)
             return Optimizer(transformation, report=lambda state: {"products": state.products})
     raise TypeError(f"no optimizer is described by {type(settings).__name__}")
 

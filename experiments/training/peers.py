@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import optimizer_config as config
-from experiments.errors import ConfigError, ExperimentError
 from experiments.problems.problem import LOSSES
+from experiments.settings import optimizers as config
+from experiments.settings.errors import ConfigError, ExperimentError
 
 PEERS = ("somax",)  # names of optimizers, which are those of the modules they come from
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.batches import Rows
-from experiments.errors import ConfigError
+from experiments.settings.errors import ConfigError
+from experiments.training.batches import Rows
 from hfopt import sharding
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 
 import hfopt
-from experiments.batches import Rows
-from experiments.optimizers import Optimizer
-from experiments.placement import Share
 from experiments.problems.problem import Params, Problem
+from experiments.training.batches import Rows
+from experiments.training.optimizers import Optimizer
+from experiments.training.placement import Share
 from hfopt import convolutions
 from hfopt.objective import Memory
 

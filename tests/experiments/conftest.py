@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import pool
-from experiments.config_file import load_config
 from experiments.problems.build import build_problem
-from experiments.runner import Result, build_plan
-from experiments.training import Accounts, train
+from experiments.runs.runner import Result, build_plan
+from experiments.settings.config_file import load_config
+from experiments.suite import pool
+from experiments.training.loop import Accounts, train
 
 ROOT = Path(__file__).parents[2]
 SMALL = """

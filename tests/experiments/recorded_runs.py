@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config_file import load_config
 from experiments.problems.dataset import Dataset, Examples
-from experiments.recording import MetricsFile, create_run, write_summary
+from experiments.runs.recording import MetricsFile, create_run, write_summary
+from experiments.settings.config_file import load_config
 
 ROWS = [
     {

@@ -6,8 +6,8 @@ from types import ModuleType
 import pytest
 
 from experiments.__main__ import main
-from experiments.config_file import load_config
-from experiments.recording import read_config, read_metrics, read_summary
+from experiments.runs.recording import read_config, read_metrics, read_summary
+from experiments.settings.config_file import load_config
 
 
 def test_run_trains_and_leaves_a_complete_folder(small_file, tmp_path, capsys):

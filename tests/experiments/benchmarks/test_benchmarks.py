@@ -12,8 +12,8 @@ from experiments.benchmarks import command, compiling, memory, products, report,
 from experiments.benchmarks.measuring import Row, flops
 from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.peers import PEERS
-from experiments.errors import ExperimentError
 from experiments.problems.models import MLP
+from experiments.settings.errors import ExperimentError
 from tests.cases import relative_error
 
 pytestmark = pytest.mark.float32

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.policy_gradient import SOLVED, bounded_step, solve
+from experiments.examples.policy_gradient import SOLVED, bounded_step, solve
 from experiments.problems import cartpole
 
 pytestmark = pytest.mark.float32

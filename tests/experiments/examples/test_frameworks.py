@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import hfopt
-from experiments.frameworks import first_examples, train_linen, train_nnx
+from experiments.examples.frameworks import first_examples, train_linen, train_nnx
 from experiments.problems.digits import load_digits
 
 

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 import hfopt
-from experiments import approximation_figures as figures
-from experiments import approximations
 from experiments.__main__ import main
-from experiments.approximations import (
+from experiments.laboratory import approximation_figures as figures
+from experiments.laboratory import approximations
+from experiments.laboratory.approximations import (
     BLOCK,
     LIMIT,
     Claim,

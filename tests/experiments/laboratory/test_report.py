@@ -10,9 +10,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.__main__ import main
-from experiments.curvature import trained
+from experiments.laboratory.curvature import trained
 from experiments.problems.build import build_problem
-from experiments.recording import read_metrics
+from experiments.runs.recording import read_metrics
 from tests.experiments.conftest import SMALL
 
 

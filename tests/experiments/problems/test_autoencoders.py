@@ -9,11 +9,11 @@ from scipy.special import expit
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.decomposition import PCA
 
-from experiments.errors import DataError
-from experiments.problem_config import Autoencoder
 from experiments.problems import curves
 from experiments.problems.autoencoders import build_autoencoder, sparse_normal
 from experiments.problems.curves import curve_images, parabolas
+from experiments.settings.errors import DataError
+from experiments.settings.problem import Autoencoder
 from hfopt import Objective
 
 DIGITS = Autoencoder(family="autoencoder", data="digits", hidden=(32, 16, 4))

@@ -16,8 +16,6 @@ import platformdirs
 import pytest
 from sklearn.datasets import load_digits as sklearn_digits
 
-from experiments.errors import DataError
-from experiments.problem_config import MLP, Classification, Data
 from experiments.problems import cifar10
 from experiments.problems.build import build_problem
 from experiments.problems.cifar10 import load_cifar10, read_cifar10
@@ -25,6 +23,8 @@ from experiments.problems.dataset import Dataset, Examples, standardized, strati
 from experiments.problems.digits import load_digits
 from experiments.problems.idx import FASHION_MNIST, MNIST, load_idx, read_idx
 from experiments.problems.storage import data_root
+from experiments.settings.errors import DataError
+from experiments.settings.problem import MLP, Classification, Data
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"

@@ -9,12 +9,12 @@ import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare, norm
 
-from experiments import problem_config
-from experiments.config_file import load_config
 from experiments.problems.build import build_problem
 from experiments.problems.grammar import Language, as_examples, build_grammar, entropy, excess_nats, write_texts
 from experiments.problems.transformer import Transformer
-from experiments.runner import build_plan
+from experiments.runs.runner import build_plan
+from experiments.settings import problem as config
+from experiments.settings.config_file import load_config
 from tests.experiments.conftest import rows
 
 ENGLISH = Language()
@@ -123,9 +123,7 @@ def test_a_model_is_shown_the_start_and_all_characters_but_the_last():
     np.testing.assert_array_equal(examples.targets["characters"], texts)
 
 
-SMALL = problem_config.Grammar(
-    family="grammar", length=6, width=8, heads=2, layers=1, train_examples=20, test_examples=5
-)
+SMALL = config.Grammar(family="grammar", length=6, width=8, heads=2, layers=1, train_examples=20, test_examples=5)
 
 
 def test_an_output_depends_on_its_character_and_those_before_alone():
@@ -193,4 +191,4 @@ def test_the_loss_is_the_mean_over_characters_and_training_lowers_the_excess(tmp
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="width is 10, which is not a multiple of heads, 4"):
-        problem_config.Grammar(family="grammar", width=10, heads=4, train_examples=2)
+        config.Grammar(family="grammar", width=10, heads=4, train_examples=2)

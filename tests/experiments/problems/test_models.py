@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.problem_config import CNN, MLP, ResNet
 from experiments.problems.models import build_model
+from experiments.settings.problem import CNN, MLP, ResNet
 
 
 def shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:

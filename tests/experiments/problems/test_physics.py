@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import hfopt
-from experiments.problem_config import Physics
 from experiments.problems.physics import EQUATIONS, Equation, build_physics, initial_network, network
 from experiments.problems.problem import Params, Problem
+from experiments.settings.problem import Physics
 from tests.loops import train_step
 
 NAMES = sorted(EQUATIONS)

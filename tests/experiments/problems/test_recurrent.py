@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-from experiments import problem_config
-from experiments.errors import DataError
 from experiments.problems import sequences
 from experiments.problems.recurrent import (
     TOLERANCES,
@@ -14,15 +12,17 @@ from experiments.problems.recurrent import (
     sequence_loss,
     solved,
 )
+from experiments.settings import problem as config
+from experiments.settings.errors import DataError
 
 LENGTH = 40
 OPERATIONS = {"addition": lambda u, v: u + v, "multiplication": lambda u, v: u * v, "xor": lambda u, v: u != v}
 SYMBOLS = np.array(list("SBabcdXY"))  # start, trigger, distractors, and the two that count
 
 
-def settings(**changes) -> problem_config.Recurrent:
+def settings(**changes) -> config.Recurrent:
     small = {"task": "addition", "length": 20, "hidden": 20, "train_examples": 6, "test_examples": 4}
-    return problem_config.Recurrent(family="recurrent", **small | changes)
+    return config.Recurrent(family="recurrent", **small | changes)
 
 
 def shown(data: sequences.Sequences):

@@ -11,9 +11,9 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import Ridge
 
 import hfopt
-from experiments.problem_config import Regression
 from experiments.problems.problem import Problem
 from experiments.problems.regression import build_regression, smooth_function
+from experiments.settings.problem import Regression
 from tests.loops import train_step
 
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.catalogue import entries, run_folders
-from experiments.readable import age, duration
-from experiments.run_page import show_run
+from experiments.runs.catalogue import entries, run_folders
+from experiments.runs.page import show_run
+from experiments.runs.readable import age, duration
 from tests.experiments.recorded_runs import leave_run, touch
 
 SWEEP_CELL = "tiny/mlp-adam"
@@ -89,7 +89,7 @@ def test_list_says_of_each_run_what_is_recorded(runs, capsys):
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_table_is_grouped_and_fits_the_window(runs, capsys, monkeypatch, width):
-    monkeypatch.setattr("experiments.catalogue._WIDTH", width)
+    monkeypatch.setattr("experiments.runs.catalogue._WIDTH", width)
     lines = command(capsys, "list", "--runs-dir", str(runs)).splitlines()
     table = [line for line in lines if not line.startswith(str(runs))]
     assert max(map(len, table)) <= width
@@ -220,7 +220,7 @@ def test_older_than_spares_younger_runs(runs, small_file, capsys):
 
 
 def test_a_run_that_goes_on_after_it_was_chosen_stays(runs):
-    from experiments.cleaning import removals, remove
+    from experiments.runs.cleaning import removals, remove
 
     (chosen,) = removals(entries(runs, ["tiny"]), unfinished=True, checkpoints=True)
     with (chosen.folder / "metrics.jsonl").open("a") as metrics:

@@ -11,10 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.config_file import load_config
-from experiments.errors import RunError
 from experiments.problems.dataset import Dataset, Examples
-from experiments.recording import (
+from experiments.runs.recording import (
     Checkpoints,
     MetricsFile,
     create_run,
@@ -24,8 +22,10 @@ from experiments.recording import (
     read_summary,
     write_summary,
 )
-from experiments.steps import TrainState
-from experiments.training import Accounts
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import RunError
+from experiments.training.loop import Accounts
+from experiments.training.steps import TrainState
 
 
 def dataset(value: int = 0) -> Dataset:

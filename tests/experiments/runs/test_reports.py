@@ -8,15 +8,15 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import figures
-from experiments.comparison import compare, markdown_table
-from experiments.config_file import load_config
-from experiments.display import describe, display
-from experiments.errors import ConfigError
-from experiments.figures import draw_comparison, draw_run
 from experiments.problems.classification import accuracy
-from experiments.recording import read_metrics
-from experiments.runner import Result, run
+from experiments.runs import figures
+from experiments.runs.display import describe, display
+from experiments.runs.figures import draw_comparison, draw_run
+from experiments.runs.recording import read_metrics
+from experiments.runs.runner import Result, run
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import ConfigError
+from experiments.suite.comparison import compare, markdown_table
 from tests.experiments.conftest import SMALL
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,15 +13,15 @@ import pytest
 from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
-from experiments.config_file import load_config
-from experiments.errors import RunError
 from experiments.problems.build import build_problem
-from experiments.recording import read_metrics, read_summary
-from experiments.runner import build_plan, run
-from experiments.training import train
+from experiments.runs.recording import read_metrics, read_summary
+from experiments.runs.runner import build_plan, run
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import RunError
+from experiments.training.loop import train
 from tests.experiments.conftest import SMALL
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TIMES = {"seconds", "compile_seconds", "evaluation_seconds"}
 # Hessian-free with mini-batches and a curvature sample, so that state, order and samples all have to survive.
 OVERRIDES = ("optimizer=hessian_free", "optimizers.hessian_free.steps=25", "recording.checkpoint_every_seconds=0.15")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config_file import config_to_dict, differing_keys, dump_config, load_config
-from experiments.errors import ConfigError
-from experiments.optimizer_config import Adam, Batches
-from experiments.problem_config import CNN
+from experiments.settings.config_file import config_to_dict, differing_keys, dump_config, load_config
+from experiments.settings.errors import ConfigError
+from experiments.settings.optimizers import Adam, Batches
+from experiments.settings.problem import CNN
 
-FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 CONFIGS = [path for path in FILES if path.stem != "baselines"]
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.errors import ConfigError
-from experiments.report_page import Page
-from experiments.suite import Suite
-from experiments.suite_aims import judged
-from experiments.suite_file import Aims, load_baselines, taking_part
-from experiments.suite_page import _aims
+from experiments.runs.document import Page
+from experiments.settings.errors import ConfigError
+from experiments.suite.aims import judged
+from experiments.suite.execution import Suite
+from experiments.suite.file import Aims, load_baselines, taking_part
+from experiments.suite.page import _aims
 from tests.experiments.conftest import ROOT
-from tests.experiments.test_suite_measures import COMPARISON, curve, outcome
+from tests.experiments.suite.test_measures import COMPARISON, curve, outcome
 
 FALLING = [curve(9.0, 4.0, 1.0)]  # 1 after two steps, of a second and an example each
 

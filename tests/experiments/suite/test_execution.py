@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from experiments import suite
 from experiments.__main__ import main
-from experiments.errors import DataError
-from experiments.recording import read_metrics
-from experiments.settings_file import plain, to_yaml
-from experiments.suite_file import Baseline, load_baselines, load_comparison, taking_part, tuned_for
+from experiments.runs.recording import read_metrics
+from experiments.settings.errors import DataError
+from experiments.settings.file import plain, to_yaml
+from experiments.suite import execution
+from experiments.suite.file import Baseline, load_baselines, load_comparison, taking_part, tuned_for
 from tests.experiments.conftest import ROOT
 
 COMPARISON = """
@@ -160,7 +160,7 @@ def test_a_problem_without_its_data_is_named_on_the_page_and_in_the_exit_code(pr
     def absent(*_):
         raise DataError("MNIST was not found. Put it there.")
 
-    monkeypatch.setattr(suite, "build_problem", absent)
+    monkeypatch.setattr(execution, "build_problem", absent)
     command = ["compare", "configs/compare/one.yaml", "--runs-dir", "runs", "--out", "page", "--jobs", "1"]
     assert main(command) == 1
     page = (project / "page/index.md").read_text()

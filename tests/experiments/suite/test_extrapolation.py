@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.errors import RunError
-from experiments.extrapolation import fit
+from experiments.settings.errors import RunError
+from experiments.suite.extrapolation import fit
 
 COSTS = np.geomspace(1, 100, 30)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from experiments.settings_file import check_settings
-from experiments.suite_figures import _greatest_drawn, _least_drawn, _style, band
-from experiments.suite_file import OURS, Comparison, Row, load_baselines
-from experiments.suite_measures import (
+from experiments.settings.file import check_settings
+from experiments.suite.figures import _greatest_drawn, _least_drawn, _style, band
+from experiments.suite.file import OURS, Comparison, Row, load_baselines
+from experiments.suite.measures import (
     TIE,
     Curve,
     Entry,

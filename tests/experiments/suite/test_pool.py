@@ -11,9 +11,9 @@ import jax
 import pytest
 from rich.console import Console
 
-from experiments import pool as module
-from experiments.pool import Task, Timed, pool
-from experiments.runner import Result
+from experiments.runs.runner import Result
+from experiments.suite import pool as module
+from experiments.suite.pool import Task, Timed, pool
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import pool, runner
 from experiments.__main__ import main
-from experiments.config_file import load_config
-from experiments.errors import RunError
-from experiments.recording import read_metrics, read_summary
-from experiments.sweep import sweep
-from experiments.sweep_file import cells, load_sweep
-from experiments.sweep_report import markdown, report
+from experiments.runs import runner
+from experiments.runs.recording import read_metrics, read_summary
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import RunError
+from experiments.suite import pool
+from experiments.suite.sweep import sweep
+from experiments.suite.sweep_file import cells, load_sweep
+from experiments.suite.sweep_report import markdown, report
 from tests.experiments.conftest import ROOT, SMALL
 
 SWEEP = """

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import tuning
-from experiments.errors import ConfigError
-from experiments.optimizer_config import LBFGS, Adam, Training
-from experiments.runner import Result
-from experiments.settings_file import read_settings
-from experiments.suite_file import (
+from experiments.runs.runner import Result
+from experiments.settings.errors import ConfigError
+from experiments.settings.file import read_settings
+from experiments.settings.optimizers import LBFGS, Adam, Training
+from experiments.suite import tuning
+from experiments.suite.file import (
     config_of,
     load_baselines,
     load_comparison,

@@ -6,9 +6,9 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from experiments.batches import Batching, total_steps
-from experiments.errors import ConfigError
-from experiments.optimizer_config import Adam, Batches, Growth, HessianFree
+from experiments.settings.errors import ConfigError
+from experiments.settings.optimizers import Adam, Batches, Growth, HessianFree
+from experiments.training.batches import Batching, total_steps
 
 DOUBLING = Growth(factor=2.0, every_steps=3)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.batches import Rows
-from experiments.placement import split
-from experiments.recording import read_metrics
+from experiments.runs.recording import read_metrics
+from experiments.training.batches import Rows
+from experiments.training.placement import split
 from hfopt import sharding
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # 100 examples and a curvature of 23 divide by no 8 devices.
 BATCHES = "{gradient: 100, curvature: 23, evaluation: 40, chunk_size: 30}"
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import runner
-from experiments.config_file import load_config
+from experiments.runs import runner
+from experiments.settings.config_file import load_config
 from tests.experiments.conftest import rows
 
 

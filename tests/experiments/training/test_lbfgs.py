@@ -10,11 +10,11 @@ import pytest
 from scipy.optimize import minimize
 
 import hfopt
-from experiments.optimizer_config import LBFGS
-from experiments.optimizers import build_optimizer
-from experiments.training import train
+from experiments.settings.optimizers import LBFGS
+from experiments.training.loop import train
+from experiments.training.optimizers import build_optimizer
 from tests.experiments.conftest import rows
-from tests.experiments.test_training import initial, linear_gradient
+from tests.experiments.training.test_loop import initial, linear_gradient
 
 LINEAR = ("optimizer=lbfgs", "problem.model.hidden=[]")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from experiments.training import mean_loss_and_metric, train
+from experiments.training.loop import mean_loss_and_metric, train
 from tests.cases import slowly
 from tests.experiments.conftest import recorded_run, rows
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import hfopt
-from experiments.config_file import load_config
-from experiments.errors import ConfigError
-from experiments.optimizers import build_optimizer
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import ConfigError
+from experiments.training.optimizers import build_optimizer
 
 
 def test_settings_left_out_leave_hfopt_its_defaults(small_file):

@@ -10,11 +10,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from experiments import peer_optimizers, suite_file
-from experiments.config_file import load_config
-from experiments.errors import ConfigError, ExperimentError
-from experiments.optimizer_config import Somax
-from experiments.suite_file import Baseline, load_comparison, taking_part
+from experiments.settings.config_file import load_config
+from experiments.settings.errors import ConfigError, ExperimentError
+from experiments.settings.optimizers import Somax
+from experiments.suite import file
+from experiments.suite.file import Baseline, load_comparison, taking_part
+from experiments.training import peers
 from tests.experiments.conftest import ROOT, rows
 
 PROBLEM = ("problem.l2=0", "problem.model.hidden=[]")
@@ -34,7 +35,7 @@ def test_somax_solves_the_damped_system(linear):
     pytest.importorskip("somax")
     params, objective, batch = linear
     value_fn = objective.bind(batch)
-    somax = peer_optimizers.somax(Somax(steps=1, learning_rate=0.5, damping=0.3, max_cg_steps=20))
+    somax = peers.somax(Somax(steps=1, learning_rate=0.5, damping=0.3, max_cg_steps=20))
     grads = jax.grad(value_fn)(params)
     updates, state = somax.update(grads, somax.init(params), params, value_fn=value_fn)
 
@@ -59,7 +60,7 @@ def test_somax_refuses_weights(linear):
     pytest.importorskip("somax")
     params, objective, batch = linear
     value_fn = objective.bind((*batch, jnp.ones(20)))
-    somax = peer_optimizers.somax(Somax(steps=1))
+    somax = peers.somax(Somax(steps=1))
     with pytest.raises(ConfigError, match="no weights of examples"):
         somax.update(params, somax.init(params), params, value_fn=value_fn)
 
@@ -74,9 +75,9 @@ def test_somax_refuses_what_it_would_silently_ignore(plan, problem):
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(peer_optimizers, "is_installed", lambda peer: False)
+    monkeypatch.setattr(peers, "is_installed", lambda peer: False)
     with pytest.raises(ExperimentError, match=r"pip install 'hfopt\[peers\]'"):
-        peer_optimizers.somax(Somax(steps=1))
+        peers.somax(Somax(steps=1))
 
 
 @pytest.mark.parametrize("setting", ["chunk_size: 10", "gradient: 50, curvature: 10"])
@@ -98,7 +99,7 @@ def with_peers(*peers):
     [((), True, ["Adam"]), (("peer",), True, ["Adam", "peer"]), (("peer",), False, ["Adam"])],
 )
 def test_peers_take_part_where_they_are_named_and_installed(monkeypatch, peers, installed, labels):
-    monkeypatch.setattr(suite_file, "is_installed", lambda peer: installed)
+    monkeypatch.setattr(file, "is_installed", lambda peer: installed)
     assert [baseline.label for baseline in taking_part(with_peers(*peers), [ADAM, PEER])] == labels
 
 

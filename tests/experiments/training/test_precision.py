@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config_file import load_config
 from experiments.problems.build import build_problem
-from experiments.recording import read_metrics
-from experiments.runner import run
-from tests.experiments.test_training import linear_gradient, without_times
+from experiments.runs.recording import read_metrics
+from experiments.runs.runner import run
+from experiments.settings.config_file import load_config
+from tests.experiments.training.test_loop import linear_gradient, without_times
 
 SETTINGS = ("optimizer=sgd", "problem.model.hidden=[]", "optimizers.sgd.steps=2")
 

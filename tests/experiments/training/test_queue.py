@@ -5,10 +5,10 @@ from itertools import islice
 
 import pytest
 
-from experiments import runner
-from experiments.config_file import load_config
-from experiments.recording import read_metrics, read_summary
-from experiments.training import train
+from experiments.runs import runner
+from experiments.runs.recording import read_metrics, read_summary
+from experiments.settings.config_file import load_config
+from experiments.training.loop import train
 from tests.experiments.conftest import recorded_run, rows
 
 TIMES = {"seconds", "compile_seconds", "evaluation_seconds"}

@@ -1,0 +1,1 @@
+"""Runs and their folders: made, continued, shown, listed, drawn, exported and cleaned up."""
