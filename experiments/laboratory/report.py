@@ -22,8 +22,10 @@ from experiments.laboratory.curvature import LARGEST, MOST_DENSE, Curvature, Spe
 from experiments.problems.build import build_problem, numerics
 from experiments.problems.problem import Problem
 from experiments.runs.document import Page
-from experiments.runs.recording import environment, read_metrics, to_json
+from experiments.runs.environment import environment
+from experiments.runs.recording import read_metrics
 from experiments.runs.runner import run
+from experiments.runs.strict_json import to_json
 from experiments.settings.config import Config
 from experiments.settings.config_file import load_config
 from experiments.settings.errors import ExperimentError, RunError

@@ -23,7 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.runs.readable import age, count_of_runs, metric_of, number, words
-from experiments.runs.recording import is_run, read_metrics, read_summary, to_json
+from experiments.runs.recording import is_run, read_metrics, read_summary
+from experiments.runs.strict_json import to_json
 from experiments.settings.errors import RunError
 
 _WIDTH = 120  # of a table where no window bounds the lines

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from experiments.runs.catalogue import bounded, entry_of, last_evaluated, run_folders
 from experiments.runs.readable import number, words
-from experiments.runs.recording import is_run, read_json, read_metrics, read_summary
+from experiments.runs.recording import is_run, read_metrics, read_summary
+from experiments.runs.strict_json import read_json
 from experiments.settings.errors import RunError
 
 _COSTS = (

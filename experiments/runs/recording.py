@@ -12,17 +12,12 @@ A checkpoint is saved after the metrics up to its step have reached the disk. Re
 and drops the later lines of metrics, which are then computed again.
 """
 
-import hashlib
-import json
-import math
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,19 +25,17 @@ from uuid import uuid4
 import jax
 import orbax.checkpoint as ocp
 
-import experiments
-import hfopt
 from experiments.problems.dataset import Dataset
+from experiments.runs.environment import ENVIRONMENT, environment
+from experiments.runs.strict_json import from_json, read_json, to_json
 from experiments.settings.config import Config
 from experiments.settings.config_file import differing_keys, dump_config, load_config
 from experiments.settings.errors import RunError
 from experiments.training.loop import Accounts, Row
 from experiments.training.steps import TrainState
 
-_CONFIG, _ENVIRONMENT, _METRICS, _SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
+_CONFIG, _METRICS, _SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 _CHECKPOINTS = "checkpoints"
-_PACKAGES = ("hfopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scikit-learn")
-_PEERS = ("python-somax",)  # recorded where they are installed
 
 
 def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -> Path:
@@ -54,7 +47,7 @@ def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -
     staged.mkdir()
     try:
         (staged / _CONFIG).write_text(dump_config(config), encoding="utf-8")
-        (staged / _ENVIRONMENT).write_text(to_json(environment(dataset, devices), indent=2) + "\n", encoding="utf-8")
+        (staged / ENVIRONMENT).write_text(to_json(environment(dataset, devices), indent=2) + "\n", encoding="utf-8")
         (staged / _METRICS).touch()
         return _take_number(staged, runs, config)
     except BaseException:
@@ -64,7 +57,7 @@ def create_run(runs: Path, config: Config, dataset: Dataset, devices: int = 1) -
 
 def is_run(folder: Path) -> bool:
     """Whether it is a run folder, finished or not."""
-    return all((folder / name).is_file() for name in (_CONFIG, _ENVIRONMENT, _METRICS))
+    return all((folder / name).is_file() for name in (_CONFIG, ENVIRONMENT, _METRICS))
 
 
 def _take_number(staged: Path, runs: Path, config: Config) -> Path:
@@ -98,7 +91,7 @@ def find_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:
             + "\n  ".join(changes)
             + "\nResume it with the settings it has, or leave out --resume to start a new run."
         )
-    if read_json(folder / _ENVIRONMENT)["data"]["sha256"] != dataset.fingerprint():
+    if read_json(folder / ENVIRONMENT)["data"]["sha256"] != dataset.fingerprint():
         raise RunError(f"cannot resume {folder}: the data are not those it began with")
     return folder
 
@@ -106,58 +99,10 @@ def find_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:
 def find_same_run(runs: Path, config: Config, dataset: Dataset) -> Path | None:
     """The latest run with just this configuration and these data, finished or not; None if there is none."""
     for _, folder in sorted(_runs_of(runs, config), reverse=True):
-        same_data = read_json(folder / _ENVIRONMENT)["data"]["sha256"] == dataset.fingerprint()
+        same_data = read_json(folder / ENVIRONMENT)["data"]["sha256"] == dataset.fingerprint()
         if same_data and load_config(folder / _CONFIG) == config:
             return folder
     return None
-
-
-def environment(dataset: Dataset, devices: int = 1) -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its configuration; names no path and no machine."""
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "cpus": os.cpu_count(),
-        "backend": device.platform,
-        "device": device.device_kind,
-        "devices": devices,
-        "x64": bool(jax.config.read("jax_enable_x64")),
-        "packages": {name: version(name) for name in (*_PACKAGES, *filter(_is_there, _PEERS))},
-        "source": _source_fingerprint(),
-        "data": {
-            "training_examples": len(dataset.train),
-            "test_examples": len(dataset.test),
-            "validation_examples": 0 if dataset.validation is None else len(dataset.validation),
-            "sha256": dataset.fingerprint(),
-        },
-    }
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
-
-
-def described_environment(folder: Path) -> str:
-    """What a run was made with, as a person reads it: versions, source, processor or accelerator."""
-    found = read_json(folder / _ENVIRONMENT)
-    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
-    where = f"{found['device']} ({found['system']}, {found['architecture']}, {found['cpus']} cores)"
-    return f"Python {found['python']}, {packages}, source {found.get('source', 'unknown')}, on {where}"
-
-
-def _source_fingerprint() -> str:
-    """12 hexadecimal digits that change with any line of `hfopt` or `experiments`."""
-    digest = hashlib.sha256()
-    for package in (hfopt, experiments):
-        root = Path(package.__path__[0])
-        for file in sorted(root.rglob("*.py")):
-            digest.update(f"{root.name}/{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 class MetricsFile:
@@ -235,7 +180,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run, None for an unfinished one."""
     path = folder / _SUMMARY
-    return _from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    return from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def read_metrics(folder: Path) -> list[Row]:
@@ -252,7 +197,7 @@ def read_metrics(folder: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or incomplete
         try:
-            rows.append(_from_json(line))
+            rows.append(from_json(line))
         except ValueError:
             raise RunError(f"{path}, line {number}: not valid JSON") from None
     return rows
@@ -261,10 +206,6 @@ def read_metrics(folder: Path) -> list[Row]:
 def read_config(folder: Path) -> Config:
     """The configuration a run was made with."""
     return load_config(folder / _CONFIG)
-
-
-def read_json(path: Path) -> Any:
-    return _from_json(path.read_text(encoding="utf-8"))
 
 
 def _stem(config: Config) -> str:
@@ -287,29 +228,3 @@ def _write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-# JSON has no NaN and no infinities: they are written as these strings and read back as numbers.
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON of nested mappings and numbers, with the strings above for what JSON has no number for."""
-
-    def encoded(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: encoded(nested) for key, nested in value.items()}
-        if isinstance(value, list):
-            return [encoded(nested) for nested in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        return value
-
-    return json.dumps(encoded(values), allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def _from_json(text: str) -> Any:
-    def decoded(pairs: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in pairs.items()}
-
-    return json.loads(text, object_hook=decoded)

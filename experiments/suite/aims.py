@@ -4,15 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.suite.measures import (
-    Entry,
-    Outcome,
-    is_ahead,
-    less_is_better,
-    measure_text,
-    measure_title,
-    seconds_text,
-)
+from experiments.suite.measures import Entry, Outcome, less_is_better, measure_text, measure_title, seconds_text
+from experiments.suite.verdicts import is_ahead
 from experiments.training.peers import PEERS
 
 

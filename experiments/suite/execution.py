@@ -16,19 +16,10 @@ from rich.console import Console
 from experiments.problems.build import build_problem
 from experiments.runs.runner import Result
 from experiments.settings.errors import ConfigError, DataError, NotTunedError
-from experiments.suite.file import (
-    TUNED,
-    Comparison,
-    Row,
-    config_of,
-    load_baselines,
-    load_comparison,
-    load_tuned,
-    ours,
-    taking_part,
-)
+from experiments.suite.file import Comparison, load_baselines, load_comparison, taking_part
 from experiments.suite.measures import Entry, Outcome, curve_of
 from experiments.suite.pool import COMPILED, LEAVE_MEMORY, Task, pool
+from experiments.suite.rows import TUNED, Row, config_of, load_tuned, ours
 
 _QUICK_SEEDS = 1
 

@@ -12,24 +12,16 @@ from typing import Any
 from rich.console import Console
 
 from experiments.runs.document import Page
+from experiments.runs.environment import described_environment
 from experiments.runs.readable import metric_of, metric_title
-from experiments.runs.recording import described_environment
 from experiments.settings.optimizers import Training
 from experiments.suite.aims import judged
 from experiments.suite.execution import Suite
 from experiments.suite.figures import draw_comparison, draw_profiles
-from experiments.suite.file import OURS, Comparison, Row, Value, load_baselines, title_of
-from experiments.suite.measures import (
-    TIE,
-    Entry,
-    Outcome,
-    Verdict,
-    beside,
-    measure_text,
-    measure_title,
-    seconds_text,
-    verdict,
-)
+from experiments.suite.file import OURS, Comparison, Value, load_baselines
+from experiments.suite.measures import Entry, Outcome, measure_text, measure_title, seconds_text
+from experiments.suite.rows import Row, title_of
+from experiments.suite.verdicts import TIE, Verdict, beside, verdict
 
 # Who runs, what is counted, and who wins.
 _METHOD = (

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.runs.recording import described_environment
+from experiments.runs.environment import described_environment
 from experiments.suite.sweep import Line
 from experiments.suite.sweep_file import Sweep
 

@@ -20,29 +20,15 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.runs.recording import described_environment
+from experiments.runs.environment import described_environment
 from experiments.runs.runner import Result
 from experiments.settings.errors import RunError
 from experiments.settings.file import to_yaml
 from experiments.settings.section import slug
-from experiments.suite.file import (
-    TUNED,
-    Baseline,
-    Comparison,
-    Value,
-    config_of,
-    folder_of,
-    load_baselines,
-    load_comparison,
-    row_of,
-    row_tuned_for,
-    taking_part,
-    title_of,
-    tuned_file,
-    tuned_for,
-)
+from experiments.suite.file import Baseline, Comparison, Value, load_baselines, load_comparison, taking_part
 from experiments.suite.measures import curve_of, less_is_better
 from experiments.suite.pool import COMPILED, Task, Workers, pool
+from experiments.suite.rows import TUNED, config_of, folder_of, row_of, row_tuned_for, title_of, tuned_file, tuned_for
 
 SHARES = (1 / 9, 1 / 3, 1.0)
 _KEPT, _FEWEST = 3, 2  # one in so many goes on, and no fewer than two, for no other to have a say

@@ -1,5 +1,6 @@
 """A problem small enough to train in a second, as the YAML a user would write; and runs that train nothing."""
 
+import io
 import json
 import signal
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from experiments.problems.build import build_problem
 from experiments.runs.runner import Result, build_plan
 from experiments.settings.config_file import load_config
 from experiments.suite import pool
+from experiments.suite.comparison import compare
 from experiments.training.loop import Accounts, train
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,17 @@ def recorded_run(plan) -> list[tuple[dict, Accounts]]:
 
 def rows(plan) -> list[dict]:
     return [row for row, _ in recorded_run(plan)]
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory):
+    """(results, runs folder, what was printed) of a comparison of all three optimizers."""
+    folder = tmp_path_factory.mktemp("comparison")
+    path = folder / "small.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+    output = io.StringIO()
+    results = compare(load_config(path), None, runs=folder, console=Console(file=output, width=80))
+    return results, folder, output.getvalue()
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from rich.console import Console
 import hfopt
 from experiments.__main__ import main
 from experiments.laboratory import approximation_figures as figures
-from experiments.laboratory import approximations
-from experiments.laboratory.approximations import (
+from experiments.laboratory import approximations, matrices
+from experiments.laboratory.approximations import LIMIT, Claim
+from experiments.laboratory.matrices import (
     BLOCK,
-    LIMIT,
-    Claim,
     against_size,
     along_training,
     growing_weights,
@@ -64,9 +63,9 @@ def test_the_trace_of_the_empirical_fisher_is_the_mean_square_of_the_gradients(o
     setting = of["labels from the model"]
     blocks = [setting.draw(jax.random.fold_in(KEY, i), BLOCK) for i in range(3)]
     x, y = jax.tree.map(lambda *parts: jnp.concatenate(parts), *blocks)
-    one = lambda params, x, y: setting.objective.loss(approximations.predict(params, x), y)  # noqa: E731
+    one = lambda params, x, y: setting.objective.loss(matrices.predict(params, x), y)  # noqa: E731
     gradients = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(setting.params, x, y)
-    found = approximations.mean_over(blocks, ("tr G", "tr EF"), setting, KEY)
+    found = matrices.mean_over(blocks, ("tr G", "tr EF"), setting, KEY)
     np.testing.assert_allclose(found["tr EF"], optax.tree.norm(gradients, squared=True) / len(x), rtol=1e-12)
 
 

@@ -17,7 +17,8 @@ from experiments.runs.recording import read_metrics
 from experiments.settings.errors import DataError
 from experiments.settings.file import plain, to_yaml
 from experiments.suite import execution
-from experiments.suite.file import Baseline, load_baselines, load_comparison, taking_part, tuned_for
+from experiments.suite.file import Baseline, load_baselines, load_comparison, taking_part
+from experiments.suite.rows import tuned_for
 from tests.experiments.conftest import ROOT
 
 COMPARISON = """

@@ -9,18 +9,10 @@ from pydantic import TypeAdapter
 
 from experiments.settings.file import check_settings
 from experiments.suite.figures import _greatest_drawn, _least_drawn, _style, band
-from experiments.suite.file import OURS, Comparison, Row, load_baselines
-from experiments.suite.measures import (
-    TIE,
-    Curve,
-    Entry,
-    Outcome,
-    beside,
-    less_is_better,
-    measure_text,
-    profile,
-    verdict,
-)
+from experiments.suite.file import OURS, Comparison, load_baselines
+from experiments.suite.measures import Curve, Entry, Outcome, less_is_better, measure_text, profile
+from experiments.suite.rows import Row
+from experiments.suite.verdicts import TIE, beside, verdict
 from tests.experiments.conftest import ROOT
 
 COMPARISON = check_settings(

@@ -11,18 +11,8 @@ from experiments.settings.errors import ConfigError
 from experiments.settings.file import read_settings
 from experiments.settings.optimizers import LBFGS, Adam, Training
 from experiments.suite import tuning
-from experiments.suite.file import (
-    config_of,
-    load_baselines,
-    load_comparison,
-    load_tuned,
-    ours,
-    row_of,
-    row_tuned_for,
-    taking_part,
-    tuned_file,
-    tuned_for,
-)
+from experiments.suite.file import load_baselines, load_comparison, taking_part
+from experiments.suite.rows import config_of, load_tuned, ours, row_of, row_tuned_for, tuned_file, tuned_for
 from tests.experiments.conftest import ROOT
 
 COMPARISON = """

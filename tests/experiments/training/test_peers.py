@@ -1,7 +1,5 @@
 """Optimizers of other packages take the step that they promise, on the loss they are for."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +11,8 @@ import hfopt
 from experiments.settings.config_file import load_config
 from experiments.settings.errors import ConfigError, ExperimentError
 from experiments.settings.optimizers import Somax
-from experiments.suite import file
-from experiments.suite.file import Baseline, load_comparison, taking_part
 from experiments.training import peers
-from tests.experiments.conftest import ROOT, rows
+from tests.experiments.conftest import rows
 
 PROBLEM = ("problem.l2=0", "problem.model.hidden=[]")
 
@@ -84,27 +80,3 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch):
 def test_batches_that_somax_makes_no_use_of_are_refused(small_file, setting):
     with pytest.raises(ConfigError, match="has no use in somax"):
         load_config(small_file, [f"optimizers.somax={{steps: 1, batches: {{{setting}}}}}"])
-
-
-ADAM = Baseline(label="Adam", optimizer="adam", tune={"learning_rate": (0.1,)})
-PEER = Baseline(label="peer", optimizer="somax", tune={"learning_rate": (0.1,)})
-
-
-def with_peers(*peers):
-    return replace(load_comparison(ROOT / "configs/compare/digits_mlp.yaml"), also=peers, grids={})
-
-
-@pytest.mark.parametrize(
-    ("peers", "installed", "labels"),
-    [((), True, ["Adam"]), (("peer",), True, ["Adam", "peer"]), (("peer",), False, ["Adam"])],
-)
-def test_peers_take_part_where_they_are_named_and_installed(monkeypatch, peers, installed, labels):
-    monkeypatch.setattr(file, "is_installed", lambda peer: installed)
-    assert [baseline.label for baseline in taking_part(with_peers(*peers), [ADAM, PEER])] == labels
-
-
-def test_rows_are_named_where_they_belong():
-    with pytest.raises(ConfigError, match="name 'Adam' under baselines"):
-        taking_part(with_peers("Adam"), [ADAM, PEER])
-    with pytest.raises(ConfigError, match="name 'peer' under also"):
-        taking_part(replace(with_peers(), baselines=("peer",)), [ADAM, PEER])
