@@ -30,14 +30,15 @@ from hfopt.curvature import (
 from hfopt.objective import Objective, ValueFn
 from hfopt.solve.cg import CGResult
 from hfopt.solve.cg import ConjugateGradient as cg
+from hfopt.solve.kronecker import Kronecker as kronecker
 from hfopt.solve.metrics import SecondMoment as second_moment
-from hfopt.solve.metrics import Structural as structural
 from hfopt.solve.nystrom import Nystrom as nystrom
 from hfopt.solve.preconditioners import Jacobi as jacobi
 from hfopt.solve.preconditioners import SquaredGradients as squared_gradients
 from hfopt.solve.stopping import RelativeProgress as relative_progress
 from hfopt.solve.stopping import RelativeResidual as relative_residual
 from hfopt.solve.stopping import Stop
+from hfopt.solve.structural import Structural as structural
 from hfopt.state import DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
 from hfopt.transform import hessian_free, scale_by_gauss_newton
 from hfopt.wrappers import masked
@@ -74,6 +75,7 @@ __all__ = [
     "hessian_free",
     "jacobi",
     "jacobian",
+    "kronecker",
     "levenberg_marquardt",
     "masked",
     "nystrom",

@@ -1,8 +1,8 @@
 """One attempt at a step: what comes of a given λ.
 
-Everything before it (linearising the model, metric, preconditioner, trust) is done once a step and gathered in a
-`Point`; the attempt solves (A + λM) d = b, chooses a direction and a length, and says what became of it. A step makes
-one attempt, and more only where λ is calibrated.
+Everything before it (linearising the model, metric, preconditioner, trust) is done once a step; `newton` then solves
+(A + λM) d = −m, or `scaled` λM d = −m, which takes no product, and an attempt chooses a length and says what became of
+it. A step makes one attempt, and more only where λ is calibrated.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,14 @@ import optax
 
 from hfopt.control.backtracking import last_iterate, walk_back
 from hfopt.control.line_search import LineSearch
-from hfopt.control.negative_curvature import Course, follow
+from hfopt.control.negative_curvature import Course, follow, probe
 from hfopt.control.outcome import Outcome
 from hfopt.solve.cg import CGResult
-from hfopt.state import StepInfo
+from hfopt.solve.metrics import Geometry
+from hfopt.solve.stopping import Stop
+from hfopt.state import Carried, StepInfo
 from hfopt.system import System
-from hfopt.vectors import norm, vdot
+from hfopt.vectors import norm, vdot, widened
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ class Point:
     params: Any
     loss: jax.Array  # f(θ); its dtype is that of all scalars
     descent: Any  # −g, by which a direction and the model are judged
-    rhs: Any  # b: −g, or minus what the caller made of g
-    system: System  # A + λM
+    step_number: jax.Array  # int32: steps taken before
     evaluate: Callable[[Any], jax.Array]  # params -> f, in a form that is fast inside loops
 
     @property
@@ -55,36 +56,64 @@ class Point:
         return jnp.minimum(radius, 1).astype(self.loss.dtype)
 
 
+class Found(NamedTuple):
+    """A direction, and what finding it left behind."""
+
+    course: Course
+    form: jax.Array  # dᵀAd; without CG dᵀ(λM)d, the only curvature that the model has then
+    steps: jax.Array  # int32: CG iterations
+    stop: jax.Array  # int32: a `Stop`
+    carried: Carried  # with the solution that the next system may start from
+    full_step_loss: jax.Array | None  # f(θ + d), where it is known
+
+
+def newton(at: Point, system: System, damping: jax.Array, bound: jax.Array | None, step_limit: Any) -> Found:
+    """The direction that CG makes of (A + λM) d = −m with λ = ``damping``, in at most ``step_limit`` iterations."""
+    dtype = at.loss.dtype
+    rhs = optax.tree.scale(-1, widened(system.geometry.average))
+    if system.operator.indefinite:
+        rhs = probe(rhs, at.stationary, at.step_number)
+    result = system.solve(rhs, damping, step_limit)
+    course, full_step_loss = _course(at, system, rhs, result, damping, bound)
+    form = (course.damped_form - damping * system.geometry.form(course.direction)).astype(dtype)
+    course = course._replace(products=course.products + system.products)
+    carried = system.carried
+    if system.start is not None:
+        carried = carried._replace(solution=result.solution)
+    return Found(course, form, result.steps, result.stop, carried, full_step_loss)
+
+
+def scaled(at: Point, geometry: Geometry, carried: Carried, damping: jax.Array) -> Found:
+    """d = −(λM)⁻¹m, the limit of a large λ: nothing is linearised, probed or multiplied.
+
+    ``carried``: from the last step. The next system starts from zero.
+    """
+    none = jnp.int32(0)
+    solution, form = geometry.scaled(damping)
+    course = Course(optax.tree.scale(-1, solution), form.astype(at.loss.dtype), none, none)
+    carried = carried._replace(solution=jax.tree.map(jnp.zeros_like, carried.solution), metric=geometry.state)
+    return Found(course, course.damped_form, none, jnp.int32(Stop.NONE), carried, None)
+
+
 class Attempt(NamedTuple):
     """What came of it."""
 
     outcome: Outcome
-    solution: Any  # of CG, from where the next solve may start
     info: StepInfo
 
 
-def attempt(
-    at: Point,
-    damping: jax.Array,
-    bound: jax.Array | None,
-    *,
-    line_search: LineSearch,
-    step_limit: Any,
-) -> Attempt:
-    """Solve with λ = ``damping``, choose direction and length, and accept or reject the step.
+def attempt(at: Point, found: Found, damping: jax.Array, bound: jax.Array | None, line_search: LineSearch) -> Attempt:
+    """Choose a length for the direction, and accept or reject the step.
 
     Args:
       at: where.
-      damping: λ.
+      found: the direction.
+      damping: λ it was found with.
       bound: κ, or ``None``.
       line_search: the rule for the length.
-      step_limit: the most CG iterations.
     """
-    dtype = at.loss.dtype
-    result = at.system.solve(at.rhs, damping, step_limit)
-    course, full_step_loss = _course(at, result, damping, bound)
+    dtype, course, form, full_step_loss = at.loss.dtype, found.course, found.form, found.full_step_loss
     direction = course.direction
-    form = course.damped_form - damping * at.system.metric_form(direction)
     length = at.longest(course.damped_form, bound)
     slope = -vdot(at.descent, direction).astype(dtype)
     trial_loss = lambda alpha: at.loss_after(at.step(alpha * length, direction))  # noqa: E731
@@ -120,18 +149,18 @@ def attempt(
         new_loss=jnp.where(accepted, search.new_loss, at.loss),
         reduction_ratio=outcome.reduction_ratio,
         damping=damping,
-        cg_steps=result.steps,
-        cg_stop=result.stop,
+        cg_steps=found.steps,
+        cg_stop=found.stop,
         step_size=alpha,
         products=course.products,
         evaluations=search.evaluations + course.evaluations,
         accepted=accepted,
     )
-    return Attempt(outcome, result.solution, info)
+    return Attempt(outcome, info)
 
 
 def _course(
-    at: Point, result: CGResult, damping: jax.Array, bound: jax.Array | None
+    at: Point, system: System, rhs: Any, result: CGResult, damping: jax.Array, bound: jax.Array | None
 ) -> tuple[Course, jax.Array | None]:
     """The direction, from the iterates of CG or along negative curvature; and f(θ + d) where it is known already."""
     one = jnp.ones((), at.loss.dtype)
@@ -140,15 +169,15 @@ def _course(
     else:
         choice = walk_back(result, result.kept, lambda d: at.loss_after(at.step(one, d)))
     # CG ends with φ(d) = −bᵀd + ½ dᵀ(A + λM)d, so the quadratic forms follow without another product.
-    damped_form = 2 * (choice.model_value + vdot(at.rhs, choice.direction))
+    damped_form = 2 * (choice.model_value + vdot(rhs, choice.direction))
     course = Course(choice.direction, damped_form.astype(at.loss.dtype), result.products, choice.evaluations)
-    operator = at.system.operator
+    operator = system.operator
     if not operator.indefinite:
         return course, choice.loss if bound is None else None
 
     def damped(v: Any) -> jax.Array:
         quadratic = operator.quadratic(optax.tree.cast_like(v, operator.example))
-        return quadratic + damping * at.system.metric_form(v)
+        return quadratic + damping * system.geometry.form(v)
 
     def loss_along(direction: Any, damped_form: jax.Array) -> jax.Array:
         return at.loss_after(at.step(at.longest(damped_form, bound), direction))

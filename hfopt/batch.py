@@ -5,11 +5,16 @@ a loss, a gradient or a curvature product is a plain sum Σ c_i (…)_i. Such a 
 also unequal ones, without changing what it is.
 """
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+# What a part of a batch needs at least to judge a step.
+_FEWEST_LABELS = 32
 
 
 class Batch(NamedTuple):
@@ -64,6 +69,28 @@ def as_batch(batch: Any, argument: str) -> Batch:
             f"Objective.bind: weights in `{argument}` must have shape (N,), got {jnp.shape(batch.weights)}."
         )
     return batch
+
+
+def part_of(batch: Batch, part: Any, argument: str) -> Batch | None:
+    """The examples that a user means by ``part``: other ones, a share of ``batch``, ``"auto"``, or ``None``.
+
+    Raises:
+      ValueError: a share outside (0, 1], a string other than "auto", or as `as_batch`.
+    """
+    if isinstance(part, str) and part == "auto":
+        labels = [leaf for leaf in jax.tree.leaves(batch.targets) if jnp.issubdtype(jnp.result_type(leaf), jnp.integer)]
+        per_example = max((jnp.size(leaf) // size(batch) for leaf in labels), default=1)
+        count = max(-(-size(batch) // 4), -(-_FEWEST_LABELS // max(1, per_example)))
+    elif isinstance(part, Real) and not isinstance(part, bool) and 0 < float(part) <= 1:
+        count = math.ceil(float(part) * size(batch) - 1e-9)  # 0.1 · 30 is above 3
+    elif isinstance(part, Real | str):
+        raise ValueError(
+            f'Objective.bind: `{argument}` must be examples, a share in (0, 1], "auto" or None, got {part!r}.'
+        )
+    else:
+        return None if part is None else as_batch(part, argument)
+    count = min(max(count, 1), size(batch))
+    return batch if count == size(batch) else jax.tree.map(lambda leaf: leaf[:count], batch)
 
 
 def size(batch: Any) -> int:

@@ -20,7 +20,7 @@ _KINDS = {
     "solver": ("solve", "hfopt.cg()"),
     "preconditioner": ("inverse", "hfopt.nystrom()"),
     "damping": ("update", "hfopt.levenberg_marquardt()"),
-    "metric": ("product", "hfopt.second_moment()"),
+    "metric": ("geometry", "hfopt.kronecker()"),
     "trust_region": ("bound", "hfopt.earned_trust()"),
     "line_search": ("search", "hfopt.armijo()"),
 }
@@ -36,7 +36,7 @@ def takes_key(curvature: Curvature) -> bool:
     return parameter is not None and parameter.default in (None, inspect.Parameter.empty)
 
 
-def check_choices(where: str, curvature: Any, warm_start: Any, **choices: Any) -> None:
+def check_choices(where: str, curvature: Any, warm_start: Any, momentum: Any, **choices: Any) -> None:
     """Raise TypeError or ValueError, by the name of the argument of ``where``, for a choice that is not of its kind."""
     if not callable(curvature):
         raise TypeError(f"{where}: `curvature` must be a function such as hfopt.gauss_newton, got {curvature!r}.")
@@ -46,12 +46,19 @@ def check_choices(where: str, curvature: Any, warm_start: Any, **choices: Any) -
             continue
         if isinstance(choice, type) or not hasattr(choice, method):
             raise TypeError(f"{where}: `{name}` must be an object such as {example}, got {choice!r}.")
-    if warm_start is None or callable(warm_start) or isinstance(warm_start, jax.Array):
-        return
-    if not isinstance(warm_start, Real):
-        raise TypeError(f"{where}: `warm_start` must be a number, a schedule or None, got {warm_start!r}.")
-    if not 0 <= float(warm_start) <= 1:
-        raise ValueError(f"{where}: `warm_start` must lie in [0, 1] or be None, got {warm_start}.")
+    solver, metric = choices["solver"], choices["metric"]
+    if solver.max_steps == 0 and metric is not None and not metric.invertible:
+        raise ValueError(
+            f"{where}: without CG iterations a step is −(λM)⁻¹m, and {type(metric).__name__} has no cheap inverse; "
+            "take hfopt.kronecker(), or a solver with max_steps of at least 1."
+        )
+    for name, decay, below in (("warm_start", warm_start, False), ("momentum", momentum, True)):
+        if decay is None or callable(decay) or isinstance(decay, jax.Array):
+            continue
+        if not isinstance(decay, Real):
+            raise TypeError(f"{where}: `{name}` must be a number, a schedule or None, got {decay!r}.")
+        if not (0 <= float(decay) < 1 or (decay == 1 and not below)):
+            raise ValueError(f"{where}: `{name}` must lie in [0, 1{')' if below else ']'} or be None, got {decay}.")
 
 
 def check_damping(where: str, damping: Any) -> None:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Batch, Examples, as_batch, chunks, examples, size, sum_over_chunks
+from hfopt.batch import Batch, Examples, as_batch, chunks, examples, part_of, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.losses import Loss, mean_loss
 
@@ -97,9 +98,12 @@ class Objective:
 
         Args:
           batch: ``(inputs, targets)`` or ``(inputs, targets, weights)``; pytrees whose leaves share their first axis.
-          curvature_batch: the examples curvature products average over; ``None``: those of ``batch``.
+          curvature_batch: the examples curvature products average over; ``None``: those of ``batch``. A number in
+            (0, 1] takes the first of ``batch``, that share of them rounded up; ``"auto"`` a quarter, but at least as
+            many as have 32 labels, positions of a sequence counted singly: fewer judge too noisily. These examples
+            judge the steps, too, unless there is an ``evaluation_batch``.
           evaluation_batch: the examples that judge a step: trial losses and the reduction ratio are computed on them;
-            ``None``: those of ``batch``.
+            ``None``: those of ``batch``. It may be a share of ``batch`` likewise.
           chunk_size: the most examples to evaluate at once. Memory is then that of one chunk, besides what ``memory``
             lets products keep; values, gradients and products are the same sums. ``None``: all at once.
             Chunks are equal; where no number of them up to twice as many as it takes divides the number of examples,
@@ -114,18 +118,19 @@ class Objective:
           so a new batch of the same shapes does not recompile a jitted function that takes it.
 
         Raises:
-          ValueError: see `hfopt.batch.as_batch`; or ``chunk_size`` is not a positive integer, or ``memory`` none of
-            the three.
+          ValueError: see `hfopt.batch.as_batch`; or ``chunk_size`` is not a positive integer, ``memory`` none of the
+            three, or a share not in (0, 1].
         """
         if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise ValueError(f"Objective.bind: `chunk_size` must be a positive integer or None, got {chunk_size!r}.")
         if memory not in get_args(Memory):
             raise ValueError(f"Objective.bind: `memory` must be one of {get_args(Memory)}, got {memory!r}.")
         batch = as_batch(batch, "batch")
-        if curvature_batch is not None:
-            curvature_batch = as_batch(curvature_batch, "curvature_batch")
-        if evaluation_batch is not None:
-            evaluation_batch = as_batch(evaluation_batch, "evaluation_batch")
+        shared = isinstance(curvature_batch, Real | str)
+        curvature_batch = part_of(batch, curvature_batch, "curvature_batch")
+        evaluation_batch = part_of(batch, evaluation_batch, "evaluation_batch")
+        if shared and evaluation_batch is None:
+            evaluation_batch = curvature_batch
         return ValueFn(self, batch, curvature_batch, evaluation_batch, chunk_size, memory)
 
     def matmul_precision(self) -> AbstractContextManager[Any]:

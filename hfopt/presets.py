@@ -12,6 +12,7 @@ from hfopt.control.damping import Scheduled as ScheduledDamping
 from hfopt.control.line_search import Armijo, FixedStep
 from hfopt.control.trust_region import Scheduled
 from hfopt.solve.cg import ConjugateGradient
+from hfopt.solve.kronecker import Kronecker
 from hfopt.solve.metrics import SecondMoment
 from hfopt.solve.preconditioners import SquaredGradients
 from hfopt.solve.stopping import RelativeProgress, RelativeResidual
@@ -101,6 +102,51 @@ def kiros2013(steps_per_epoch: int, learning_rate: float = 1.0) -> optax.Gradien
         line_search=FixedStep(learning_rate),
         trust_region=None,
         warm_start=decay,
+    )
+
+
+def soap(
+    total_steps: int,
+    *,
+    learning_rate: float = 0.01,
+    momentum: float = 0.5,
+    metric: Kronecker = Kronecker(),  # noqa: B008
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP, as the limit of large damping: no CG iterations, so that a step is −(λM)⁻¹m in the metric of the gradients.
+
+    λ = 1 / (learning_rate · (1 − t/T)). A step costs a gradient and its rotations, and is judged by the objective only
+    in that it is not taken if that is not finite afterwards.
+
+    Args:
+      total_steps: T, the length of the schedule; afterwards nothing moves.
+      learning_rate: the step at the start, in the unit of the parameters.
+      momentum: of the gradients.
+      metric: M.
+
+    Raises:
+      ValueError: an argument that is not positive, or ``momentum`` outside [0, 1).
+
+    Source: Vyas et al., "SOAP: improving and stabilizing Shampoo using Adam", 2024, algorithm 3. The authors' momentum
+    is 0.95, and they renew a basis by one power iteration, as we do. Ours: λ falls linearly, the first step is in the
+    basis of the parameters, and sides longer than 512 are not rotated.
+    """
+    if total_steps < 1:
+        raise ValueError(f"soap: `total_steps` must be at least 1, got {total_steps}.")
+    require_positive("soap", learning_rate=learning_rate)
+
+    def damping(step: jax.Array) -> Any:
+        remaining = jnp.maximum(1 - step.astype(jnp.float32) / total_steps, 0)
+        return 1 / (learning_rate * remaining)
+
+    return hessian_free(
+        solver=ConjugateGradient(max_steps=0),
+        preconditioner=None,
+        damping=ScheduledDamping(damping),
+        metric=metric,
+        trust_region=None,
+        line_search=FixedStep(),
+        momentum=momentum,
+        warm_start=None,
     )
 
 

@@ -1,7 +1,8 @@
-"""The linear system of a step, (A + λM) x = b: all of it that does not depend on λ and b.
+"""The linear system of a step, (A + λM) x = b: all of it that does not depend on λ.
 
-`Assembly` holds the choices that make it; once a step it linearises the model and refreshes metric and preconditioner,
-and gives a `System` that can be solved for as many λ as there are attempts.
+`Assembly` holds the choices that make it; once a step it shows the gradient to the metric, and where the curvature is
+to be used, linearises the model and refreshes the preconditioner. That gives a `System`, which can be solved for as
+many λ as there are attempts.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from hfopt.choices import Curvature, takes_key
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import CGResult, ConjugateGradient
-from hfopt.solve.metrics import Metric
+from hfopt.solve.metrics import Euclidean, Geometry, Metric
 from hfopt.solve.preconditioners import Preconditioner
 from hfopt.state import Carried
-from hfopt.vectors import vdot, widened
+from hfopt.vectors import widened
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class System:
     """A, M and P at θ, and where CG starts."""
 
     operator: Operator  # A
-    metric: Callable[[Any], Any] | None  # v ↦ M v; None: the identity
+    geometry: Geometry  # M
     inverse: Callable[[Any], Callable[[Any], Any] | None]  # λ ↦ (r ↦ P⁻¹ r)
     start: Any  # x₀, or None
     solver: ConjugateGradient
-    products: jax.Array  # int32: spent on the preconditioner
+    products: jax.Array  # int32: spent on metric and preconditioner
     carried: Carried  # with the last solution still in it
 
     def solve(self, rhs: Any, damping: Any, step_limit: Any = None) -> CGResult:
@@ -41,20 +42,10 @@ class System:
             rhs,
             self.start,
             damping=damping,
-            metric=self.metric,
+            metric=self.geometry.product,
             preconditioner=self.inverse(damping),
             step_limit=step_limit,
         )
-
-    def metric_form(self, vector: Any) -> jax.Array:
-        """vᵀMv."""
-        return vdot(vector, vector if self.metric is None else self.metric(vector))
-
-    def carry(self, solution: Any, keep: Any) -> Carried:
-        """What the next system starts from: ``solution``, or zero where ``keep`` is false."""
-        if self.start is None:
-            return self.carried
-        return self.carried._replace(solution=optax.tree.where(keep, solution, optax.tree.zeros_like(solution)))
 
 
 @dataclass(frozen=True)
@@ -65,41 +56,55 @@ class Assembly:
     solver: ConjugateGradient
     preconditioner: Preconditioner | None
     metric: Metric | None
+    momentum: float | Callable[[jax.Array], Any] | None
     warm_start: float | Callable[[jax.Array], Any] | None
     seed: int
 
+    @property
+    def solves(self) -> bool:
+        """Whether CG may ever run."""
+        return self.solver.max_steps > 0
+
+    @property
+    def _metric(self) -> Metric:
+        return Euclidean() if self.metric is None else self.metric
+
     def init(self, params: Any) -> Carried:
         """What the first system starts from."""
+        warm = self.warm_start is not None and self.solves
+        preconditioned = self.preconditioner is not None and self.solves
         return Carried(
-            solution=() if self.warm_start is None else widened(optax.tree.zeros_like(params)),
-            metric=() if self.metric is None else self.metric.init(params),
-            preconditioner=() if self.preconditioner is None else self.preconditioner.init(params),
+            solution=widened(optax.tree.zeros_like(params)) if warm else (),
+            metric=self._metric.init(params, momentum=self.momentum is not None, curved=self.solves),
+            preconditioner=self.preconditioner.init(params) if preconditioned else (),  # type: ignore[union-attr]
         )
 
-    def assemble(self, state: Any, value_fn: ValueFn, params: Any, gradient: Any) -> System:
-        """The system at ``params``.
+    def geometry(self, state: Any, value_fn: ValueFn, params: Any, gradient: Any) -> Geometry:
+        """The metric after this gradient.
 
         Args:
-          state: of the transformation: the number of steps taken, for keys and schedules, and the fields of `Carried`.
+          state: of the transformation: the number of steps taken, for schedules, and the fields of `Carried`.
           value_fn: the objective on the batch.
           params: θ.
-          gradient: what the metric follows; in at least float32.
+          gradient: in at least float32.
         """
+        momentum = self.momentum(state.step) if callable(self.momentum) else self.momentum
+        return self._metric.geometry(state.metric, gradient, momentum, value_fn, params)
+
+    def assemble(self, state: Any, geometry: Geometry, value_fn: ValueFn, params: Any) -> System:
+        """The system at ``params``; ``geometry`` from this step."""
         key = {"key": jax.random.fold_in(jax.random.key(self.seed), state.step)} if takes_key(self.curvature) else {}
         operator = self.curvature(value_fn, params, **key)
-        metric, measuring, unmeasure = None, state.metric, None
-        if self.metric is not None:
-            measuring = self.metric.update(state.metric, gradient)
-            metric, unmeasure = self.metric.product(measuring, value_fn, params), self.metric.inverse(measuring)
-        inverse: Callable[[Any], Any] = lambda damping: unmeasure  # noqa: E731
-        preconditioning, products = state.preconditioner, jnp.int32(0)
-        if (preconditioner := self.preconditioner) is not None:
-            preconditioning = preconditioner.update(state.preconditioner, operator, value_fn, params)
-            inverse = lambda damping: preconditioner.inverse(preconditioning, damping)  # noqa: E731
-            products = preconditioning.setup_products
+        if (preconditioner := self.preconditioner) is None:
+            geometry = geometry.curved(operator, value_fn, params)
+            inverse, left, products = geometry.inverse, (), jnp.asarray(geometry.products, jnp.int32)
+        else:
+            left = preconditioner.update(state.preconditioner, operator, value_fn, params)
+            inverse = lambda damping: preconditioner.inverse(left, damping)  # noqa: E731
+            products = left.setup_products
         start = None
         if self.warm_start is not None:
             decay = self.warm_start(state.step) if callable(self.warm_start) else self.warm_start
             start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
-        left = Carried(state.solution, measuring, preconditioning)
-        return System(operator, metric, inverse, start, self.solver, products, left)
+        carried = Carried(state.solution, geometry.state, left)
+        return System(operator, geometry, inverse, start, self.solver, products, carried)

@@ -3,8 +3,9 @@
 A step of `hessian_free` at θ, with the objective f, its gradient g and the curvature G on the batch:
 
 1. where trust is learned, judge the last step on this batch, which it had not seen;
-2. linearise the model once, and solve (G + λM) d = −g by conjugate gradients, from `warm_start` · the last solution;
-   M is the identity or another metric;
+2. linearise the model once, and solve (G + λM) d = −m by conjugate gradients, from `warm_start` · the last solution;
+   M is the identity or another metric, m the average of the gradients where there is momentum, else g. Where no
+   iteration is asked for, solve λM d = −m, which takes no linearisation and no product;
 3. where the solver kept iterates, walk back over them while f falls; where it met negative curvature, try that;
 4. shorten d until ½ dᵀ(G + λM)d ≤ κ, and search along it for a step s that lowers f enough; if there is none, or
    anything is not finite, reject: s = 0;
@@ -14,7 +15,6 @@ f is taken on the evaluation batch where `Objective.bind` was given one, g and G
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,12 +22,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.attempt import Attempt, Point, attempt
+from hfopt.attempt import Attempt, Found, Point, attempt, newton, scaled
 from hfopt.choices import Curvature, check_choices, check_damping, checked_call
 from hfopt.control.calibration import Calibrated
 from hfopt.control.damping import ByTrust, Damping
 from hfopt.control.line_search import FullStep, LineSearch
-from hfopt.control.negative_curvature import probe
 from hfopt.control.trust_region import Earned, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_params
@@ -37,7 +36,7 @@ from hfopt.solve.cg import ConjugateGradient
 from hfopt.solve.metrics import Metric
 from hfopt.solve.preconditioners import Jacobi, Preconditioner
 from hfopt.solve.stopping import Stop
-from hfopt.state import DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
+from hfopt.state import Carried, DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
 from hfopt.system import Assembly
 from hfopt.vectors import norm, widened
 
@@ -51,6 +50,7 @@ def hessian_free(
     metric: Metric | None = None,
     trust_region: TrustRegion | None = Earned(),  # noqa: B008
     line_search: LineSearch = FullStep(),  # noqa: B008
+    momentum: float | Callable[[jax.Array], Any] | None = None,
     warm_start: float | Callable[[jax.Array], Any] | None = 0.8,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -62,14 +62,17 @@ def hessian_free(
       curvature: ``curvature(value_fn, params) -> Operator``: `hfopt.gauss_newton`, `hfopt.hessian`, `hfopt.fisher`,
         `hfopt.empirical_fisher`. One that takes a ``key`` that is ``None`` by default is given a new one every step.
         With `hfopt.hessian`, directions of negative curvature are followed where that lowers f.
-      solver: of the linear system; `hfopt.cg`.
-      preconditioner: of CG; `hfopt.jacobi`, `hfopt.squared_gradients`, `hfopt.nystrom`, or ``None``: the inverse of the
-        metric where that is cheap, else none. Give it where you give a metric: the default knows of G alone.
+      solver: of the linear system; `hfopt.cg`. With ``hfopt.cg(max_steps=0)`` a step is −(λM)⁻¹m.
+      preconditioner: of CG; `hfopt.jacobi`, `hfopt.squared_gradients`, `hfopt.nystrom`, or ``None``: that of the metric
+        where it has one, else none. Give it where you give a metric: the default knows of G alone.
       damping: the rule for λ; `hfopt.trust_damping`, `hfopt.levenberg_marquardt`, `hfopt.constant_damping`,
         `hfopt.scheduled_damping`, or `hfopt.calibrated_damping`.
-      metric: M, what damping measures a step in; `hfopt.second_moment`, `hfopt.structural`, or ``None``: the identity.
+      metric: M, what damping measures a step in; `hfopt.kronecker`, `hfopt.second_moment`, `hfopt.structural`, or
+        ``None``: the identity.
       trust_region: the rule for κ; `hfopt.earned_trust`, `hfopt.scheduled_trust`, or ``None``: no bound.
       line_search: the rule for the length; `hfopt.full_step`, `hfopt.armijo`, `hfopt.fixed_step`.
+      momentum: β in m ← β m + (1 − β) g, bias-corrected; a number in [0, 1), or a schedule of it over steps; ``None``:
+        m = g, and nothing is kept.
       warm_start: CG starts from this multiple of the last solution, a number in [0, 1] or a schedule of it over steps;
         ``None``: from zero, which also saves one product a step and the memory of the solution.
       seed: of the keys given to ``curvature``.
@@ -116,6 +119,7 @@ def hessian_free(
         "hessian_free",
         curvature,
         warm_start,
+        momentum,
         solver=solver,
         preconditioner=preconditioner,
         damping=damping,
@@ -124,7 +128,7 @@ def hessian_free(
         line_search=line_search,
     )
     region = Unbounded() if trust_region is None else trust_region
-    assembly = Assembly(curvature, solver, preconditioner, metric, warm_start, seed)
+    assembly = Assembly(curvature, solver, preconditioner, metric, momentum, warm_start, seed)
 
     def init(params: Any) -> HessianFreeState:
         check_params(params)
@@ -162,40 +166,56 @@ def hessian_free(
         grad = updates if grad is None else widened(grad)
 
         # What is done once a step, whatever λ will be.
-        system = assembly.assemble(state, value_fn, params, updates)
-        descent, rhs = optax.tree.scale(-1, grad), optax.tree.scale(-1, updates)
-        at = Point(params, loss, descent, rhs, system, canonical(judge))
-        if system.operator.indefinite:
-            at = replace(at, rhs=probe(rhs, at.stationary, state.step))
+        descent = optax.tree.scale(-1, grad)
+        at = Point(params, loss, descent, state.step, canonical(judge))
+        geometry = assembly.geometry(state, value_fn, params, updates)
         before = lambda step: at.loss_after(optax.tree.scale(-1, step))  # noqa: E731
         trust, tested = region.observe(state.trust, params, loss, before)
         tested += jnp.int32(0 if given else 1)
         bound = None if trust_region is None else jnp.asarray(region.bound(trust), dtype)
-
-        def attempted(used_damping: jax.Array, bound: jax.Array | None) -> Attempt:
-            return attempt(at, used_damping, bound, line_search=line_search, step_limit=region.cg_steps(trust))
-
-        spent = system.products
+        limit = region.cg_steps(trust)
         used_damping = damping.current(state.next_damping, region.level(trust), state.step)
+
+        def by_newton(damping: jax.Array) -> Found:
+            return newton(at, assembly.assemble(state, geometry, value_fn, params), damping, bound, limit)
+
+        def by_metric(damping: jax.Array) -> Found:
+            return scaled(at, geometry, Carried(state.solution, state.metric, state.preconditioner), damping)
+
+        calibrating = jnp.int32(0)
         if isinstance(damping, Calibrated):
+            system = assembly.assemble(state, geometry, value_fn, params)  # one for all trials
+
+            def trial(damping: jax.Array) -> Attempt:
+                return attempt(at, newton(at, system, damping, None, limit), damping, None, line_search)
+
             sound = jnp.isfinite(loss) & jnp.isfinite(norm(updates)) & ~at.stationary
-            used_damping, products, evaluations = jax.lax.cond(
+            used_damping, calibrating, evaluations = jax.lax.cond(
                 sound & (state.step == state.rejected),
-                partial(damping.calibrate, trial=lambda damping: attempted(damping, None)),
+                partial(damping.calibrate, trial=trial),
                 lambda d: (d, jnp.int32(0), jnp.int32(0)),
                 used_damping,
             )
-            spent, tested = spent + products, tested + evaluations
-        outcome, solution, info = attempted(used_damping, bound)
+            tested += evaluations
+            found = newton(at, system, used_damping, bound, limit)
+        elif not assembly.solves:
+            found = by_metric(used_damping)
+        elif region.may_skip:
+            found = jax.lax.cond(jnp.asarray(limit) > 0, by_newton, by_metric, used_damping)
+        else:
+            found = by_newton(used_damping)
+        outcome, info = attempt(at, found, used_damping, bound, line_search)
 
+        carried = found.carried
         keep = outcome.accepted & ~at.stationary
+        carried = carried._replace(solution=jax.tree.map(lambda x: jnp.where(keep, x, 0), carried.solution))
         new_state = HessianFreeState(
             step=optax.safe_increment(state.step),
             rejected=state.rejected + jnp.where(outcome.accepted, 0, 1),
             next_damping=damping.update(used_damping, outcome),
             trust=region.update(trust, params, outcome),
-            **system.carry(solution, keep)._asdict(),
-            info=info._replace(products=info.products + spent, evaluations=info.evaluations + tested),
+            **carried._asdict(),
+            info=info._replace(products=info.products + calibrating, evaluations=info.evaluations + tested),
         )
         return outcome.step, new_state
 
@@ -209,18 +229,20 @@ def scale_by_gauss_newton(
     preconditioner: Preconditioner | None = None,
     damping: float | Callable[[jax.Array], Any] = 0.01,
     metric: Metric | None = None,
+    momentum: float | Callable[[jax.Array], Any] | None = None,
     warm_start: float | Callable[[jax.Array], Any] | None = 0.8,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction (G + λM)⁻¹ g by truncated CG, with the sign of g: to chain and rescale as you like.
+    """The direction (G + λM)⁻¹ m by truncated CG, with the sign of g: to chain and rescale as you like.
 
     Where `hessian_free` makes a complete step, this is one link of a chain, as ``optax.scale_by_adam`` is. What stands
     behind it gives it its sign and its length: ``optax.scale_by_learning_rate``, a clipping, a line search of Optax's.
-    g is what stands before it. Nothing here looks at the objective's values, so λ does not adapt.
+    m is the average of what stands before it, or just that without momentum. Nothing here looks at the objective's
+    values, so λ does not adapt.
 
     Args:
-      curvature, solver, preconditioner, metric, warm_start, seed: as in `hessian_free`; the curvature must be positive
-        semi-definite.
+      curvature, solver, preconditioner, metric, momentum, warm_start, seed: as in `hessian_free`; the curvature must be
+        positive semi-definite. With ``hfopt.cg(max_steps=0)`` the direction is (λM)⁻¹ m.
       damping: λ > 0, or a schedule of it over steps.
 
     Returns:
@@ -245,9 +267,9 @@ def scale_by_gauss_newton(
       True
     """
     where = "scale_by_gauss_newton"
-    check_choices(where, curvature, warm_start, solver=solver, preconditioner=preconditioner, metric=metric)
+    check_choices(where, curvature, warm_start, momentum, solver=solver, preconditioner=preconditioner, metric=metric)
     check_damping(where, damping)
-    assembly = Assembly(curvature, solver, preconditioner, metric, warm_start, seed)
+    assembly = Assembly(curvature, solver, preconditioner, metric, momentum, warm_start, seed)
 
     def init(params: Any) -> GaussNewtonState:
         check_params(params)
@@ -260,24 +282,29 @@ def scale_by_gauss_newton(
     ) -> tuple[Any, GaussNewtonState]:
         del extra_args
         value_fn = checked_call(where, params, value_fn)
-        rhs, dtype = widened(updates), state.info.damping.dtype
-        system = assembly.assemble(state, value_fn, params, rhs)
-        if system.operator.indefinite:
-            raise ValueError(
-                f"{where}: the curvature must be positive semi-definite, or its inverse may point uphill; take "
-                "hfopt.gauss_newton or hfopt.fisher, or hfopt.hessian_free, which copes with negative curvature."
-            )
+        dtype = state.info.damping.dtype
+        geometry = assembly.geometry(state, value_fn, params, widened(updates))
         used_damping = jnp.asarray(damping(state.step) if callable(damping) else damping, dtype)
-        result = system.solve(rhs, used_damping)
-        products = result.products + system.products
-        sound = result.stop != Stop.NONFINITE
-        zeros = optax.tree.zeros_like(result.solution)
-        direction = optax.tree.where(sound | (result.steps > 0), result.solution, zeros)
-        new_state = GaussNewtonState(
-            step=optax.safe_increment(state.step),
-            info=DirectionInfo(used_damping, result.steps, result.stop, products),
-            **system.carry(result.solution, sound)._asdict(),
-        )
+        if not assembly.solves:
+            direction = geometry.scaled(used_damping).solution
+            carried = Carried(state.solution, geometry.state, state.preconditioner)
+            info = DirectionInfo(used_damping, jnp.int32(0), jnp.int32(Stop.NONE), jnp.int32(0))
+        else:
+            system = assembly.assemble(state, geometry, value_fn, params)
+            if system.operator.indefinite:
+                raise ValueError(
+                    f"{where}: the curvature must be positive semi-definite, or its inverse may point uphill; take "
+                    "hfopt.gauss_newton or hfopt.fisher, or hfopt.hessian_free, which copes with negative curvature."
+                )
+            result = system.solve(widened(geometry.average), used_damping)
+            sound = result.stop != Stop.NONFINITE
+            zeros = optax.tree.zeros_like(result.solution)
+            direction = optax.tree.where(sound | (result.steps > 0), result.solution, zeros)
+            carried = system.carried
+            if system.start is not None:
+                carried = carried._replace(solution=optax.tree.where(sound, result.solution, zeros))
+            info = DirectionInfo(used_damping, result.steps, result.stop, result.products + system.products)
+        new_state = GaussNewtonState(step=optax.safe_increment(state.step), info=info, **carried._asdict())
         return optax.tree.cast_like(direction, params), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

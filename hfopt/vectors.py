@@ -94,6 +94,12 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32), tree)
 
 
+def wide_dtype(x: Any) -> Any:
+    """The dtype of ``x``, but at least float32."""
+    dtype = jnp.result_type(x)
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def abstract(tree: Any) -> Any:
     """``tree`` with a ``jax.ShapeDtypeStruct`` for every leaf."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)

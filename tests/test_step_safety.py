@@ -143,7 +143,7 @@ def test_models_that_compute_in_bfloat16_keep_everything_else_in_float32(make):
         ({"solver": hfopt.cg}, TypeError, r"`solver` must be an object such as hfopt\.cg\(\)"),
         ({"damping": 0.1}, TypeError, r"`damping` must be an object such as .*, got 0\.1"),
         ({"line_search": None}, TypeError, "`line_search` must be an object"),
-        ({"metric": hfopt.second_moment}, TypeError, r"`metric` must be an object such as hfopt\.second_moment\(\)"),
+        ({"metric": hfopt.second_moment}, TypeError, r"`metric` must be an object such as hfopt\.kronecker\(\)"),
         (
             {"preconditioner": 1.0},
             TypeError,

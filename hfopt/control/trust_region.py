@@ -7,7 +7,7 @@ always pleased with it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from hfopt.vectors import vdot
 
 class TrustRegion(Protocol):
     """A rule for the bound κ and, for rules that learn it, a level of trust μ that damping may follow."""
+
+    may_skip: ClassVar[bool]  # whether `cg_steps` may be 0: then a step takes no product
 
     def init(self, params: Any, dtype: Any) -> Any:
         """The state: a pytree of arrays."""
@@ -48,6 +50,8 @@ class TrustRegion(Protocol):
 @dataclass(frozen=True)
 class Unbounded:
     """No trust region: the step is as long as the linear system makes it."""
+
+    may_skip: ClassVar[bool] = False
 
     def init(self, params: Any, dtype: Any) -> Any:
         """Nothing to remember."""
@@ -150,6 +154,8 @@ class Earned:
     radius: float = 0.01
     initial_cg_steps: int = 10
     memory: float = 0.8
+
+    may_skip: ClassVar[bool] = False
 
     # Shares of a predicted decrease: above the one trust grows, below the other it shrinks. Between them lies much of a
     # long descent on a full batch, where shorter steps would gain less and agree no better.

@@ -17,6 +17,7 @@ from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
 from hfopt.losses import Loss, output_hessian
 from hfopt.objective import ValueFn
+from hfopt.vectors import wide_dtype
 
 # z ↦ (u, w) with E[u wᵀ] = Σ c_i B_i when the entries of z are independent signs
 Pairs = Callable[[Any], tuple[Any, Any]]
@@ -54,7 +55,9 @@ def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
         return sum_over_chunks(canonical(total), chunks(examples(value_fn.batch), at_once))
 
 
-def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int) -> Any:
+def probed_diagonal(
+    value_fn: ValueFn, params: Any, key: jax.Array, probes: int, coordinates: Callable[[Any], Any] = lambda tree: tree
+) -> Any:
     """An unbiased estimate of the diagonal of Σ c_i J_iᵀ B_i J_i, without the l2 term, for one pass over the examples.
 
     With B_i = L_i L_iᵀ and random signs z, E[(Σ_i √c_i J_iᵀ L_i z_i)²] is the diagonal. The examples are cut into
@@ -71,9 +74,10 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
       key: of the random signs.
       probes: groups of examples; at most as many as there are examples. A model that cannot be applied to a part of its
         batch (one of the nodes of a graph) is probed four times as a whole instead.
+      coordinates: tree like the parameters -> its coordinates in an orthonormal basis, in which the diagonal is taken.
 
     Returns:
-      A pytree shaped like ``params``, in float32 or wider.
+      A pytree shaped like the coordinates of ``params``, in float32 or wider.
 
     References:
       Bekas, Kokiopoulou & Saad, "An estimator for the diagonal of a matrix", 2007, for z ∘ (G z); Martens, Sutskever &
@@ -91,8 +95,8 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
 
         def square(key: jax.Array) -> Any:
             u, w = pair(optax.tree.random_like(key, model.outputs, _signs))
-            left = model.vjp(u)
-            right = left if w is u else model.vjp(w)
+            left = coordinates(model.vjp(u))
+            right = left if w is u else coordinates(model.vjp(w))
             return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
 
         if keys.size == 1:
@@ -169,9 +173,3 @@ def _weighted_sum(coefficients: jax.Array, rows: jax.Array) -> jax.Array:
 def _wide(x: jax.Array) -> jax.Array:
     """Low-precision values are widened before they are squared: squares of bf16 gradients underflow in sums."""
     return x.astype(wide_dtype(x))
-
-
-def wide_dtype(x: Any) -> Any:
-    """The dtype of ``x``, but at least float32."""
-    dtype = jnp.result_type(x)
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

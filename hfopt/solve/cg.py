@@ -68,14 +68,15 @@ class ConjugateGradient:
     """Truncated preconditioned CG; ``hfopt.cg`` is its short name.
 
     Args:
-      max_steps: the most iterations.
+      max_steps: the most iterations. None at all is a legal number: the solution is then the start, and a step of
+        `hfopt.hessian_free` is one in its metric alone.
       stop: a stop rule, or a tuple of them of which the first to hold ends the iteration. An empty tuple runs to
         ``max_steps``.
       keep_ratio: keep the iterates of the iterations ⌈5 · keep_ratioʲ⌉, j = 0, 1, … for backtracking over them; one
         vector of memory each. Martens has 1.3: iterations 5, 7, 9, 11, 15, … ``None`` keeps none.
 
     Raises:
-      ValueError: ``max_steps`` is not a positive integer, or ``keep_ratio`` is not above 1.
+      ValueError: ``max_steps`` is negative or no integer, or ``keep_ratio`` is not above 1.
     """
 
     max_steps: int = 250
@@ -83,8 +84,8 @@ class ConjugateGradient:
     keep_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"cg: `max_steps` must be a positive integer, got {self.max_steps!r}.")
+        if type(self.max_steps) is not int or self.max_steps < 0:
+            raise ValueError(f"cg: `max_steps` must be an integer of at least 0, got {self.max_steps!r}.")
         if self.keep_ratio is not None and not self.keep_ratio > 1:
             raise ValueError(f"cg: `keep_ratio` must be above 1 or None, got {self.keep_ratio}.")
 
@@ -136,6 +137,7 @@ class ConjugateGradient:
         rhs_norm, tiny = norm(rhs), jnp.finfo(first.dtype).tiny
         stop = jnp.where((ry == 0) & (not warm), Stop.SOLVED, Stop.NONE)
         stop = jnp.where(jnp.isfinite(first), stop, Stop.NONFINITE)
+        stop = jnp.where(cap < 1, Stop.CAP, stop)
 
         def iterate(state: _State) -> _State:
             opening = jnp.bool_(warm) & (state.products == 0)

@@ -1,42 +1,163 @@
-"""Metrics: the norm ‖s‖²_M = sᵀMs in which damping keeps a step small, (G + λM)s = −g.
+"""Metrics: the norm ‖s‖²_M = sᵀMs in which damping keeps a step small, (G + λM)s = −m.
 
-With M = I every parameter is damped alike. A diagonal M damps a parameter by the size of its gradients, noise
-included; a structural M damps what the step does to the hidden states of a recurrent network.
+With M = I every parameter is damped alike. A diagonal M damps a parameter by the size of its gradients, noise included;
+`hfopt.solve.kronecker` does so in a basis of its own, and `hfopt.solve.structural` damps what the step does to the
+hidden states of a recurrent network.
+
+A metric follows the gradients, and averages them where there is momentum, since some know a cheaper form to do it in.
+What it knows at one step is its geometry.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples
-from hfopt.curvature import outer_product
-from hfopt.curvature.diagonal import wide_dtype
-from hfopt.curvature.sandwich import sandwich
-from hfopt.losses import Loss, output_hessian
-from hfopt.objective import Objective, ValueFn
-from hfopt.vectors import Diagonal
+from hfopt.curvature.operator import Operator
+from hfopt.objective import ValueFn
+from hfopt.vectors import Diagonal, vdot, wide_dtype, widened
 
 Product = Callable[[Any], Any]
 
 
+class Scaled(NamedTuple):
+    """The solution of λM x = m, for which no product with the curvature is needed."""
+
+    solution: Any  # x, shaped like the parameters, in at least float32
+    form: jax.Array  # xᵀ(λM)x
+
+
+class Geometry(Protocol):
+    """M at one step, and the average m of the gradients."""
+
+    @property
+    def state(self) -> Any:
+        """What the next step starts from: a pytree of arrays."""
+
+    @property
+    def products(self) -> Any:
+        """int32: operator products' worth of work spent on it."""
+
+    @property
+    def average(self) -> Any:
+        """m, shaped like the parameters."""
+
+    @property
+    def product(self) -> Product | None:
+        """v ↦ M v on trees like the parameters; ``None``: the identity."""
+
+    def form(self, vector: Any) -> jax.Array:
+        """vᵀMv."""
+
+    def scaled(self, damping: jax.Array) -> Scaled:
+        """(λM)⁻¹m, for metrics that are ``invertible``."""
+
+    def curved(self, operator: Operator, value_fn: ValueFn, params: Any) -> "Geometry":
+        """The same with what it makes of the curvature; called where a system with the curvature is to be solved."""
+
+    def inverse(self, damping: Any) -> Product | None:
+        """r ↦ P⁻¹r, where it has a preconditioner of G + λM to offer."""
+
+
 class Metric(Protocol):
-    """How to multiply by M, a symmetric positive definite matrix."""
+    """How to measure steps."""
 
-    def init(self, params: Any) -> Any:
-        """The state before the first step: a pytree of arrays."""
+    invertible: ClassVar[bool]  # whether a geometry has `Geometry.scaled`
 
-    def update(self, state: Any, grad: Any) -> Any:
-        """The state for this step, from its gradient, in which numbers that are not finite may occur."""
+    def init(self, params: Any, *, momentum: bool, curved: bool) -> Any:
+        """The state before the first step: a pytree of arrays.
 
-    def product(self, state: Any, value_fn: ValueFn, params: Any) -> Product:
-        """v ↦ M v on trees like the parameters."""
+        momentum: whether gradients will be averaged. curved: whether a system with the curvature will ever be solved.
+        """
 
-    def inverse(self, state: Any) -> Product | None:
-        """r ↦ M⁻¹ r where that is cheap: CG is preconditioned by it when it has no other preconditioner."""
+    def geometry(self, state: Any, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any) -> Geometry:
+        """What it is at a step with this gradient, in which numbers that are not finite may occur.
+
+        m ← momentum · m + (1 − momentum) · gradient, bias-corrected; with ``None`` m is the gradient.
+        """
+
+
+class AverageState(NamedTuple):
+    """A running average of gradients."""
+
+    weight: jax.Array  # of the gradients in it: m = total / weight
+    total: Any
+
+
+def no_average(like: Any) -> AverageState:
+    """Before the first gradient; ``like``: a pytree in the form that the average is kept in."""
+    return AverageState(jnp.zeros((), jnp.float32), optax.tree.zeros_like(like))
+
+
+def averaged(state: Any, gradient: Any, momentum: Any) -> tuple[Any, Any]:
+    """The state after one gradient more, and m. Without momentum, nothing is kept. A bad gradient is not averaged."""
+    if momentum is None:
+        return state, gradient
+    decay = jnp.asarray(momentum, jnp.float32)
+    sound = finite(gradient)
+    total = jax.tree.map(
+        lambda t, g: decay.astype(t.dtype) * t + (1 - decay).astype(t.dtype) * g, state.total, gradient
+    )
+    weight = decay * state.weight + (1 - decay)
+    mean = jax.tree.map(lambda t: t / weight.astype(t.dtype), total)
+    return optax.tree.where(sound, AverageState(weight, total), state), mean
+
+
+def finite(tree: Any) -> jax.Array:
+    """Whether every number in it is."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.bool_(True)]).all()
+
+
+@dataclass(frozen=True)
+class DiagonalGeometry:
+    """A diagonal M; without entries the identity."""
+
+    state: Any
+    average: Any
+    entries: Any | None
+    products: Any = 0
+
+    @property
+    def product(self) -> Product | None:
+        """v ↦ M v."""
+        return None if self.entries is None else Diagonal(self.entries)
+
+    def form(self, vector: Any) -> jax.Array:
+        """vᵀMv."""
+        return vdot(vector, vector if self.entries is None else Diagonal(self.entries)(vector))
+
+    def scaled(self, damping: jax.Array) -> Scaled:
+        """(λM)⁻¹m."""
+        mean, inverse = widened(self.average), self.inverse(damping)
+        solution = optax.tree.scale(1 / damping, mean if inverse is None else inverse(mean))
+        return Scaled(solution, vdot(mean, solution))
+
+    def curved(self, operator: Operator, value_fn: ValueFn, params: Any) -> "DiagonalGeometry":
+        """It makes nothing of the curvature."""
+        return self
+
+    def inverse(self, damping: Any) -> Product | None:
+        """r ↦ M⁻¹r."""
+        return None if self.entries is None else Diagonal(jax.tree.map(lambda d: 1 / d, self.entries))
+
+
+@dataclass(frozen=True)
+class Euclidean:
+    """M = I: what damping means without a metric."""
+
+    invertible: ClassVar[bool] = True
+
+    def init(self, params: Any, *, momentum: bool, curved: bool) -> Any:
+        """Nothing to remember but the average."""
+        return no_average(widened(params)) if momentum else ()
+
+    def geometry(self, state: Any, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any) -> DiagonalGeometry:
+        """See `Metric.geometry`."""
+        state, mean = averaged(state, gradient, momentum)
+        return DiagonalGeometry(state, mean, None)
 
 
 class SecondMomentState(NamedTuple):
@@ -44,6 +165,7 @@ class SecondMomentState(NamedTuple):
 
     seen: jax.Array  # int32: gradients
     moment: Any  # the running average of g², shaped like the parameters, float32 or wider
+    average: Any  # an `AverageState`; () without momentum
 
 
 @dataclass(frozen=True)
@@ -65,107 +187,32 @@ class SecondMoment:
     decay: float = 0.95
     floor: float = 1e-3
 
+    invertible: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"second_moment: `decay` must lie in [0, 1), got {self.decay}.")
         if not self.floor > 0:
             raise ValueError(f"second_moment: `floor` must be positive, got {self.floor}.")
 
-    def init(self, params: Any) -> SecondMomentState:
+    def init(self, params: Any, *, momentum: bool, curved: bool) -> SecondMomentState:
         """No gradients seen."""
         moment = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_dtype(p)), params)
-        return SecondMomentState(jnp.zeros((), jnp.int32), moment)
+        return SecondMomentState(jnp.zeros((), jnp.int32), moment, no_average(moment) if momentum else ())
 
-    def update(self, state: SecondMomentState, grad: Any) -> SecondMomentState:
+    def geometry(
+        self, state: SecondMomentState, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any
+    ) -> DiagonalGeometry:
         """One gradient more; one whose square is not finite is passed over."""
-        moment = optax.tree.update_moment(grad, state.moment, self.decay, 2)
-        after = SecondMomentState(optax.safe_increment(state.seen), moment)
-        return optax.tree.where(jnp.isfinite(optax.tree.sum(moment)), after, state)
+        moment = optax.tree.update_moment(gradient, state.moment, self.decay, 2)
+        average, mean = averaged(state.average, gradient, momentum)
+        after = SecondMomentState(optax.safe_increment(state.seen), moment, state.average)
+        after = optax.tree.where(jnp.isfinite(optax.tree.sum(moment)), after, state)
+        return DiagonalGeometry(after._replace(average=average), mean, self._entries(after))
 
-    def diagonal(self, state: SecondMomentState) -> Any:
+    def _entries(self, state: SecondMomentState) -> Any:
         """The entries of M, shaped like the parameters; 1 before the first gradient, or when all were zero."""
         root = jax.tree.map(jnp.sqrt, state.moment)  # the bias correction cancels in the quotient
         mean = optax.tree.sum(root) / optax.tree.size(root)
         entry = lambda r: jnp.where(mean > 0, jnp.maximum(r / jnp.where(mean > 0, mean, 1), self.floor), 1)  # noqa: E731
         return jax.tree.map(lambda r: entry(r).astype(r.dtype), root)
-
-    def product(self, state: SecondMomentState, value_fn: ValueFn, params: Any) -> Product:
-        """v ↦ M v."""
-        return Diagonal(self.diagonal(state))
-
-    def inverse(self, state: SecondMomentState) -> Product:
-        """r ↦ M⁻¹ r."""
-        return Diagonal(jax.tree.map(lambda d: 1 / d, self.diagonal(state)))
-
-
-@dataclass(frozen=True)
-class Structural:
-    """M = I + weight · S, with S the Gauss-Newton matrix of a distance between hidden states; ``hfopt.structural``.
-
-    A small step in the parameters of a recurrent network may change its hidden states without bound. With h_i(θ) the
-    hidden states of example i, S = (1/N) Σ (∂h_i/∂θ)ᵀ D_i (∂h_i/∂θ), over the curvature batch, damps that change: D = I
-    for the distance ½‖h − h(θ)‖², summed over units and time, or the Hessian of another distance.
-
-    The model exposes the states among its outputs, and the loss ignores them:
-
-        predict = lambda params, x: {"logits": …, "hidden": …}
-        loss = lambda outputs, y: optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], y)
-        hfopt.hessian_free(metric=hfopt.structural(lambda outputs: outputs["hidden"], weight=0.1))
-
-    A product with S costs as much as one with G, less what the two share.
-
-    Args:
-      states: outputs -> hidden states, an array or pytree with a leading batch axis.
-      weight: of S beside I; μ in the source, where μλ is to be small beside λ.
-      distance: ``distance(states, targets) -> losses``, as a loss of `hfopt.Objective`, averaged as those are; the
-        targets are the states at θ. ``None``: ½‖·‖², summed.
-
-    Raises:
-      TypeError: ``states`` is not callable. ValueError: ``weight`` is not positive.
-
-    Source: Martens & Sutskever, "Learning recurrent neural networks with Hessian-free optimization", ICML 2011.
-    """
-
-    states: Callable[[Any], Any]
-    weight: float = 0.1
-    distance: Loss | None = None
-
-    def __post_init__(self) -> None:
-        if not callable(self.states):
-            raise TypeError(f"structural: `states` must map outputs to hidden states, got {self.states!r}.")
-        if not self.weight > 0:
-            raise ValueError(f"structural: `weight` must be positive, got {self.weight}.")
-
-    def init(self, params: Any) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
-
-    def update(self, state: tuple[()], grad: Any) -> tuple[()]:
-        """Nothing to learn."""
-        return state
-
-    def product(self, state: tuple[()], value_fn: ValueFn, params: Any) -> Product:
-        """v ↦ v + weight · S v."""
-        objective, (inputs, _, weights) = value_fn.objective.for_curvature, value_fn.averaged
-        hidden = replace(
-            objective,
-            predict=lambda p, x: self.states(objective.predict(p, x)),
-            loss=optax.losses.l2_loss if self.distance is None else self.distance,
-            l2=0.0,
-        )
-        # There are no targets: a distance is taken from the states themselves.
-        bound = hidden.bind((inputs, inputs, weights), chunk_size=value_fn.chunk_size, memory=value_fn.memory)
-        operator = outer_product(bound, params) if self.distance is None else sandwich(bound, params, _at_distance_zero)
-
-        def product(v: Any) -> Any:
-            narrow = optax.tree.cast_like(v, operator.example)
-            return jax.tree.map(lambda x, s: x + (self.weight * s).astype(x.dtype), v, operator.product(narrow))
-
-        return product
-
-    def inverse(self, state: tuple[()]) -> None:
-        """Not cheap."""
-
-
-def _at_distance_zero(objective: Objective, states: Any, rows: Examples) -> Product:
-    return output_hessian(objective.loss, states, rows._replace(targets=states))

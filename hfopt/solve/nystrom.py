@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from hfopt.curvature.diagonal import wide_dtype
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.preconditioners import Inverse, check_count, refreshed
+from hfopt.vectors import wide_dtype
 
 # In units of machine epsilon and the largest eigenvalue: 1 is too little, and 100 gives away twice the iterations.
 _NOISE = 10

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.curvature.diagonal import probed_diagonal, squared_gradients, wide_dtype
+from hfopt.curvature.diagonal import probed_diagonal, squared_gradients
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
-from hfopt.vectors import Diagonal
+from hfopt.vectors import Diagonal, wide_dtype
 
 Inverse = Callable[[Any], Any]
 

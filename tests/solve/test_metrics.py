@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
+from hfopt.solve.metrics import Euclidean
 from tests.cases import CASES, Case, dense_gauss_newton, dense_value, relative_error, slowly
 from tests.loops import NEWTON, run
 
@@ -18,6 +19,15 @@ DAMPING = 0.3
 
 def _flat(tree):
     return np.asarray(ravel_pytree(tree)[0])
+
+
+def _after(metric, gradients, momentum=None):
+    """The geometry of a metric that does not look at the objective, after these gradients."""
+    state = metric.init(gradients[0], momentum=momentum is not None, curved=False)
+    for gradient in gradients:
+        geometry = metric.geometry(state, gradient, momentum, None, gradient)
+        state = geometry.state
+    return geometry
 
 
 def _one_step(case, metric, **options):
@@ -38,21 +48,26 @@ def test_the_second_moment_damps_by_the_size_of_the_gradient():
 def test_the_second_moment_is_the_running_average_of_adam():
     metric = hfopt.second_moment(decay=0.9, floor=1e-6)
     gradients = [{"a": jnp.array([1.0, -2.0])}, {"a": jnp.array([3.0, 0.5])}, {"a": jnp.array([0.1, 0.2])}]
-    state = metric.init(gradients[0])
-    for gradient in gradients:
-        state = metric.update(state, gradient)
+    geometry = _after(metric, gradients)
     squares = np.stack([gradient["a"] for gradient in gradients]) ** 2
     root = np.sqrt(np.average(squares, axis=0, weights=[0.81, 0.9, 1]))
-    np.testing.assert_allclose(metric.diagonal(state)["a"], root / root.mean(), rtol=1e-12)
+    np.testing.assert_allclose(geometry.entries["a"], root / root.mean(), rtol=1e-12)
 
 
 def test_gradients_that_are_not_finite_or_zero_leave_a_sound_metric():
     metric = hfopt.second_moment()
-    state = metric.init({"a": jnp.zeros(3)})
-    np.testing.assert_array_equal(metric.diagonal(metric.update(state, {"a": jnp.zeros(3)}))["a"], 1)
-    seen = metric.update(state, {"a": jnp.array([1.0, 2.0, 3.0])})
-    poisoned = metric.update(seen, {"a": jnp.array([1.0, np.nan, np.inf])})
-    jax.tree.map(np.testing.assert_array_equal, poisoned, seen)
+    np.testing.assert_array_equal(_after(metric, [{"a": jnp.zeros(3)}]).entries["a"], 1)
+    good, bad = {"a": jnp.array([1.0, 2.0, 3.0])}, {"a": jnp.array([1.0, np.nan, np.inf])}
+    seen, poisoned = _after(metric, [good]), _after(metric, [good, bad])
+    jax.tree.map(np.testing.assert_array_equal, poisoned.state, seen.state)
+
+
+def test_momentum_averages_the_gradients_without_the_bias_of_its_start():
+    gradients = [{"a": jnp.array([1.0, -2.0])}, {"a": jnp.array([3.0, 0.5])}, {"a": jnp.array([0.1, 0.2])}]
+    for metric in (Euclidean(), hfopt.second_moment(), hfopt.kronecker()):
+        mean = _after(metric, gradients, momentum=0.9).average
+        expected = np.average([g["a"] for g in gradients], axis=0, weights=[0.81, 0.9, 1])
+        np.testing.assert_allclose(mean["a"], expected, rtol=1e-6)
 
 
 def test_a_diagonal_metric_preconditions_cg():
@@ -62,6 +77,10 @@ def test_a_diagonal_metric_preconditions_cg():
     case = Case(lambda p, x: x * p["w"][None], optax.l2_loss, {"w": jnp.ones(4)}, batch)
     _, _, state = _one_step(case, hfopt.second_moment(floor=1e-9))  # g = scales, so that M ∝ A
     assert state.info.cg_steps == 1
+
+
+def _structure(metric, value_fn, params):
+    return metric.geometry((), params, None, value_fn, params).product
 
 
 def _recurrent():
@@ -92,7 +111,7 @@ def test_structural_damping_is_the_gauss_newton_matrix_of_the_hidden_states(chun
     params, objective, batch = _recurrent()
     value_fn = objective.bind(batch, chunk_size=chunk_size)
     metric = hfopt.structural(lambda outputs: outputs["hidden"], weight=0.7)
-    product = metric.product(metric.init(params), value_fn, params)
+    product = _structure(metric, value_fn, params)
     flat, unravel = ravel_pytree(params)
     dense = np.stack([_flat(product(unravel(row))) for row in np.eye(flat.size)])
     jacobian = jax.jacrev(lambda t: objective.predict(unravel(t), batch[0])["hidden"])(flat)  # (N, time, units, n)
@@ -108,7 +127,7 @@ def test_the_step_with_structural_damping_solves_the_dense_system():
     metric = hfopt.structural(lambda outputs: outputs["hidden"], weight=0.7)
     step, gradient, _ = _one_step(case, metric)
     value_fn = objective.bind(batch)
-    product, unravel = metric.product((), value_fn, params), ravel_pytree(params)[1]
+    product, unravel = _structure(metric, value_fn, params), ravel_pytree(params)[1]
     dense_metric = np.stack([_flat(product(unravel(row))) for row in np.eye(gradient.size)])
     curvature = np.asarray(hfopt.gauss_newton(value_fn, params).to_dense())
     assert relative_error(step, -np.linalg.solve(curvature + DAMPING * dense_metric, gradient)) < 1e-8
@@ -119,8 +138,8 @@ def test_the_distance_between_states_may_be_chosen():
     params, objective, batch = _recurrent()
     value_fn, states = objective.bind(batch), lambda outputs: outputs["hidden"]
     v = optax.tree.ones_like(params)
-    averaged = hfopt.structural(states, 20.0, optax.losses.huber_loss).product((), value_fn, params)(v)
-    summed = hfopt.structural(states, 1.0).product((), value_fn, params)(v)  # 5 steps of 4 units
+    averaged = _structure(hfopt.structural(states, 20.0, optax.losses.huber_loss), value_fn, params)(v)
+    summed = _structure(hfopt.structural(states, 1.0), value_fn, params)(v)  # 5 steps of 4 units
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), averaged, summed)
 
 
@@ -134,7 +153,7 @@ def test_a_distance_sees_one_chunk_at_a_time():
 
     value_fn = hfopt.Objective(predict, objective.loss).bind(batch, chunk_size=2, memory="recompute")
     metric = hfopt.structural(lambda outputs: outputs["hidden"], distance=optax.losses.huber_loss)
-    metric.product((), value_fn, params)(optax.tree.ones_like(params))
+    _structure(metric, value_fn, params)(optax.tree.ones_like(params))
     assert rows == {2}
 
 

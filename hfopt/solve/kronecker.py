@@ -1,0 +1,302 @@
+"""The metric of the gradients: M = Q √v Qᵀ, in the eigenbasis of Kronecker factors.
+
+For an array seen as a matrix, with the gradient g as a matrix beside it, L = E[g gᵀ] and R = E[gᵀ g] have eigenbases
+Q_L and Q_R. In them the second moments of the gradients are nearest to a diagonal, v = E[(Q_Lᵀ g Q_R)²], and
+
+    M: s ↦ Q_L (√v ∘ (Q_Lᵀ s Q_R)) Q_Rᵀ        P = Q (D + λ√v) Qᵀ,  D = E[(Q_Lᵀ V Q_R)²]
+
+with V = Jᵀ B^½ z for random signs z, so that D is the diagonal of the curvature in the same basis, and P preconditions
+G + λM. The basis is Shampoo's (Gupta, Koren & Singer 2018), kept by orthogonal iteration, and (λM)⁻¹m is the step of
+SOAP (Vyas et al. 2024) at the learning rate 1/λ; that M measures the steps of Newton's method, and D, are ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hfopt.curvature.diagonal import probed_diagonal
+from hfopt.curvature.operator import Operator
+from hfopt.objective import ValueFn
+from hfopt.solve.blocks import Blocks
+from hfopt.solve.metrics import AverageState, Product, Scaled, averaged, finite, no_average
+from hfopt.solve.preconditioners import check_count
+from hfopt.vectors import widened
+
+Stacks = list[jax.Array]  # one a group of `Blocks`: (count, rows, columns)
+
+
+class Sides(NamedTuple):
+    """Something square for either side of a stack of matrices; ``()`` for a side that is not rotated."""
+
+    left: Any  # (count, rows, rows)
+    right: Any  # (count, columns, columns)
+
+
+class KroneckerState(NamedTuple):
+    """State of `Kronecker`; all of it in at least float32."""
+
+    seen: jax.Array  # int32: gradients
+    factors: list[Sides]  # L and R: running averages, a stack a group
+    bases: list[Sides]  # Q_L and Q_R
+    moment: Stacks  # v before its bias correction, in the bases
+    average: Any  # an `AverageState` of the gradients in the bases; () without momentum
+    probed: jax.Array  # int32: times that D was estimated
+    curvature: Any  # D before its bias correction, in the bases; () where no system is ever solved
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """M = Q √v Qᵀ and the preconditioner Q (D + λ√v) Qᵀ, in one; ``hfopt.kronecker``.
+
+    Any array of two axes or more is a matrix, or a stack of them, with no need to know what layer it is of: see
+    `hfopt.solve.blocks.cut`. Vectors and scalars have the basis they are given in, and so has a side longer than
+    ``longest``; an array with no other sides is measured as Adam would. All M scales with the objective, so that λ has
+    the unit 1 / parameter: at λ = 100 a step (λM)⁻¹m moves every coordinate of the basis by about 0.01.
+
+    What it keeps for a matrix of r rows and c columns, in numbers: 2r² + 2c² (a side longer than ``longest``: none),
+    r c for v, r c with momentum, and r c where CG runs.
+
+    Args:
+      decay: of the running averages of factors, v and D.
+      longest: the longest side that is rotated.
+      every: renew the bases at every so many steps.
+      average_every: let only every so many gradients into the factors.
+      carry: let v and D follow the bases when these are renewed. In SOAP's paper they stay what they were.
+      probes: groups of the curvature batch with a probe each, a step.
+
+    Raises:
+      ValueError: an argument out of its range.
+
+    References:
+      Gupta, Koren & Singer, "Shampoo: preconditioned stochastic tensor optimization", ICML 2018; George et al., "Fast
+      approximate natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018; Vyas et al., "SOAP:
+      improving and stabilizing Shampoo using Adam", 2024.
+    """
+
+    decay: float = 0.95
+    longest: int = 512
+    every: int = 10
+    average_every: int = 1
+    carry: bool = True
+    probes: int = 4
+
+    invertible: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"kronecker: `decay` must lie in [0, 1), got {self.decay}.")
+        for name in ("longest", "every", "average_every", "probes"):
+            check_count("kronecker", name, getattr(self, name))
+
+    def init(self, params: Any, *, momentum: bool, curved: bool) -> KroneckerState:
+        """No gradients seen, and the bases that the arrays are given in."""
+        blocks = Blocks.of(params, self.longest)
+        zeros = lambda: [jnp.zeros(group.shape, group.dtype) for group in blocks.groups]  # noqa: E731
+
+        def sides(make: Any) -> list[Sides]:
+            square = lambda group, n: jnp.broadcast_to(make(n, dtype=group.dtype), (group.matrices, n, n)).copy()  # noqa: E731
+            return [
+                Sides(*(square(group, n) if self._rotated(n) else () for n in (group.rows, group.columns)))
+                if group.rows > 1
+                else Sides((), ())
+                for group in blocks.groups
+            ]
+
+        return KroneckerState(
+            seen=jnp.zeros((), jnp.int32),
+            factors=sides(lambda n, dtype: jnp.zeros((n, n), dtype)),
+            bases=sides(jnp.eye),
+            moment=zeros(),
+            average=no_average(zeros()) if momentum else (),
+            probed=jnp.zeros((), jnp.int32),
+            curvature=zeros() if curved else (),
+        )
+
+    def geometry(
+        self, state: KroneckerState, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any
+    ) -> "KroneckerGeometry":
+        """See `hfopt.solve.metrics.Metric.geometry`. A gradient that is not finite, or whose square is not, is passed
+        over."""
+        blocks = Blocks.of(params, self.longest)
+        # A basis is renewed from the gradients before this one: a gradient in a basis made of itself alone has only a
+        # few coordinates that are not rounding.
+        due = (state.seen == 1) | ((state.seen > 0) & (state.seen % self.every == 0))
+        state = jax.lax.cond(due, partial(_renewed, carry=self.carry), lambda state: state, state)
+        stacks = blocks.split(gradient)
+        rotated = _rotate(state.bases, stacks)
+        squares = [jnp.square(g) for g in rotated]
+        sound = jnp.isfinite(optax.tree.sum(squares))
+        average, mean = averaged(state.average, rotated, momentum)
+        after = state._replace(
+            seen=jnp.where(sound, optax.safe_increment(state.seen), state.seen),
+            factors=jax.lax.cond(
+                sound & (state.seen % self.average_every == 0), self._averaged, lambda f, g: f, state.factors, stacks
+            ),
+            moment=[jnp.where(sound, self._mixed(v, s), v) for v, s in zip(state.moment, squares, strict=True)],
+            average=average,
+        )
+        return KroneckerGeometry(self, blocks, after, mean, gradient if momentum is None else None)
+
+    def _averaged(self, factors: list[Sides], stacks: Stacks) -> list[Sides]:
+        """L and R with one gradient more."""
+        decay = self.decay**self.average_every
+
+        def mixed(factor: Any, square: Callable[[], jax.Array]) -> Any:
+            return factor if isinstance(factor, tuple) else decay * factor + (1 - decay) * square()
+
+        def both(f: Sides, g: jax.Array) -> Sides:
+            t = _transposed(g)
+            return Sides(mixed(f.left, lambda: _product(g, t)), mixed(f.right, lambda: _product(t, g)))
+
+        return list(map(both, factors, stacks))
+
+    def _rotated(self, side: int) -> bool:
+        return 1 < side <= self.longest
+
+    def _mixed(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        return self.decay * old + (1 - self.decay) * new
+
+    def _corrected(self, stacks: Stacks, count: jax.Array) -> Stacks:
+        """Without the bias of a running average that began at zero."""
+        return [x / (1 - self.decay ** jnp.maximum(count, 1).astype(x.dtype)) for x in stacks]
+
+
+@dataclass(frozen=True)
+class KroneckerGeometry:
+    """M at one step, and the average gradient."""
+
+    rule: Kronecker
+    blocks: Blocks
+    state: KroneckerState
+    mean: Stacks  # m in the bases
+    given: Any  # m where it is what was given
+    products: Any = 0
+
+    @property
+    def average(self) -> Any:
+        """m."""
+        return self.blocks.join(_unrotate(self.state.bases, self.mean)) if self.given is None else self.given
+
+    @property
+    def product(self) -> Product:
+        """v ↦ M v."""
+        return self._diagonal(self._roots())
+
+    def form(self, vector: Any) -> jax.Array:
+        """vᵀMv: one rotation."""
+        return _sum(self._roots(), map(jnp.square, _rotate(self.state.bases, self.blocks.split(vector))))
+
+    def scaled(self, damping: jax.Array) -> Scaled:
+        """(λM)⁻¹m: from m in the bases, one rotation."""
+        solution = [m / (damping.astype(m.dtype) * r) for m, r in zip(self.mean, self._roots(), strict=True)]
+        return Scaled(self.blocks.join(_unrotate(self.state.bases, solution)), _sum(self.mean, solution))
+
+    def curved(self, operator: Operator, value_fn: ValueFn, params: Any) -> "KroneckerGeometry":
+        """With D from new probes."""
+        state, rule = self.state, self.rule
+        key = jax.random.fold_in(jax.random.key(0), state.seen)
+        in_bases = lambda tree: _rotate(state.bases, self.blocks.split(tree))  # noqa: E731
+        new = probed_diagonal(value_fn, params, key, rule.probes, coordinates=in_bases)
+        objective = value_fn.objective
+        # 1/C is the same on all of an array, so the same in every basis of it.
+        penalty = self.blocks.split(objective.penalised(optax.tree.full_like(widened(params), objective.l2)))
+        curvature = [rule._mixed(old, d + p) for old, d, p in zip(state.curvature, new, penalty, strict=True)]
+        after = state._replace(probed=optax.safe_increment(state.probed), curvature=curvature)
+        return replace(self, state=optax.tree.where(finite(curvature), after, state), products=jnp.int32(1))
+
+    def inverse(self, damping: Any) -> Product:
+        """r ↦ Q (D + λ√v)⁻¹ Qᵀ r, before the first probes Q (λ√v)⁻¹ Qᵀ r."""
+        damping = jnp.asarray(damping)
+        curvature = self.rule._corrected(self.state.curvature, self.state.probed)
+        damped = [d + damping.astype(r.dtype) * r for d, r in zip(curvature, self._roots(), strict=True)]
+        return self._diagonal([1 / d for d in damped])
+
+    def _roots(self) -> Stacks:
+        """√v̂, at least machine epsilon times its root mean square over all parameters: what never has a gradient but
+        rounding has no direction either. 1 where no gradient was seen, or all were zero."""
+        moment = self.rule._corrected(self.state.moment, self.state.seen)
+        size = sum(v.size for v in moment)
+        mean = _sum([jnp.full((), 1 / size, v.dtype) for v in moment], moment)
+
+        def root(v: jax.Array) -> jax.Array:
+            floor = jnp.finfo(v.dtype).eps ** 2 * mean.astype(v.dtype)
+            return jnp.where(floor > 0, jnp.sqrt(jnp.maximum(v, floor)), 1)
+
+        return list(map(root, moment))
+
+    def _diagonal(self, entries: Stacks) -> Product:
+        """v ↦ Q (entries ∘ Qᵀ v), in the dtypes of v."""
+
+        def product(vector: Any) -> Any:
+            coordinates = _rotate(self.state.bases, self.blocks.split(vector))
+            scaled = [d * x for d, x in zip(entries, coordinates, strict=True)]
+            return optax.tree.cast_like(self.blocks.join(_unrotate(self.state.bases, scaled)), vector)
+
+        return product
+
+
+def _renewed(state: KroneckerState, carry: bool) -> KroneckerState:
+    """The same in bases that are one orthogonal iteration nearer to the eigenvectors of the factors.
+
+    What is kept in the old bases moves with them: an average by the turn T = QᵀQ' of either side, second moments by its
+    squares, which is what the turn makes of a diagonal covariance. Left as they were, they would measure directions by
+    the gradients of others; on convolutions with one side rotated the loss then ended 20 times as high.
+    """
+
+    def iterated(factor: Any, basis: Any) -> Any:
+        return basis if isinstance(basis, tuple) else jnp.linalg.qr(_product(factor, basis))[0]
+
+    def turn(old: Any, new: Any) -> Any:
+        return old if isinstance(old, tuple) else _product(_transposed(old), new)
+
+    pairs = zip(state.factors, state.bases, strict=True)
+    bases = [Sides(iterated(f.left, b.left), iterated(f.right, b.right)) for f, b in pairs]
+    turns = [
+        Sides(turn(old.left, new.left), turn(old.right, new.right)) for old, new in zip(state.bases, bases, strict=True)
+    ]
+    squared = jax.tree.map(jnp.square, turns)
+    average = state.average
+    if isinstance(average, AverageState):
+        average = average._replace(total=_rotate(turns, average.total))
+    state = state._replace(bases=bases, average=average)
+    if not carry:
+        return state
+    curvature = _rotate(squared, state.curvature) if state.curvature else state.curvature
+    return state._replace(moment=_rotate(squared, state.moment), curvature=curvature)
+
+
+_product = partial(jnp.matmul, precision="highest")
+
+
+def _transposed(stack: jax.Array) -> jax.Array:
+    return jnp.swapaxes(stack, -1, -2)
+
+
+def _rotate(bases: list[Sides], stacks: Stacks) -> Stacks:
+    """Q_Lᵀ x Q_R."""
+
+    def rotate(basis: Sides, x: jax.Array) -> jax.Array:
+        x = x if isinstance(basis.left, tuple) else _product(_transposed(basis.left), x)
+        return x if isinstance(basis.right, tuple) else _product(x, basis.right)
+
+    return list(map(rotate, bases, stacks))
+
+
+def _unrotate(bases: list[Sides], stacks: Stacks) -> Stacks:
+    """Q_L x Q_Rᵀ."""
+
+    def unrotate(basis: Sides, x: jax.Array) -> jax.Array:
+        x = x if isinstance(basis.left, tuple) else _product(basis.left, x)
+        return x if isinstance(basis.right, tuple) else _product(x, _transposed(basis.right))
+
+    return list(map(unrotate, bases, stacks))
+
+
+def _sum(a: Any, b: Any) -> jax.Array:
+    """Σ aᵀb over all stacks."""
+    return optax.tree.sum([jnp.sum(x * y) for x, y in zip(a, b, strict=True)])

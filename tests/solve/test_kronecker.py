@@ -1,0 +1,315 @@
+"""The metric of the gradients and its preconditioner, against dense matrices in the order of `ravel_pytree`."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hfopt
+from hfopt.control.trust_region import Unbounded
+from tests.cases import CASES, Case, dense_gauss_newton, relative_error
+from tests.conformance import soap_numpy
+from tests.loops import train_step
+
+LAMBDA = 0.3
+EXACT = hfopt.cg(400, hfopt.relative_residual(1e-13))
+
+
+def _flat(tree):
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def _solving(metric, momentum=None, damping=LAMBDA, solver=EXACT, **options):
+    return hfopt.hessian_free(
+        solver=solver,
+        preconditioner=None,
+        damping=hfopt.constant_damping(damping),
+        metric=metric,
+        trust_region=None,
+        line_search=hfopt.fixed_step(),
+        momentum=momentum,
+        warm_start=None,
+        **options,
+    )
+
+
+def _dense_metric(params, gradients, decay):
+    """M of the last of these gradients, array by array: matrices in SOAP's bases, vectors as in Adam."""
+    diagonals = []
+    for leaf, *history in zip(jax.tree.leaves(params), *map(jax.tree.leaves, gradients), strict=True):
+        history = [np.asarray(g) for g in history]
+        if leaf.ndim < 2:
+            weights = decay ** np.arange(len(history))[::-1]
+            diagonals.append(np.diag(np.sqrt(np.average(np.square(history), axis=0, weights=weights)).ravel()))
+            continue
+        state = soap_numpy.start(*leaf.shape)
+        for g in history:
+            before = state
+            _, state = soap_numpy.step(state, g, 0.0, decay, 100)
+        basis = np.kron(before.Q_L, before.Q_R)
+        root = np.sqrt(state.V / (1 - decay ** len(history))).ravel()
+        diagonals.append(basis @ np.diag(root) @ basis.T)
+    size = sum(len(d) for d in diagonals)
+    dense, at = np.zeros((size, size)), 0
+    for d in diagonals:
+        dense[at : at + len(d), at : at + len(d)] = d
+        at += len(d)
+    return dense
+
+
+def _square() -> Case:
+    """Layers as wide as their outputs: what factors of lower rank do not determine, QR makes of rounding."""
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 3)), "b": rng.normal(size=(3, 3)), "shift": rng.normal(size=3)}
+    predict = lambda p, x: jnp.tanh(x @ p["a"] + p["shift"][None]) @ p["b"]  # noqa: E731
+    batch = jnp.asarray(rng.normal(size=(20, 3))), jnp.asarray(rng.normal(size=(20, 3)))
+    return Case(predict, optax.squared_error, jax.tree.map(jnp.asarray, params), batch, l2=0.01)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.6])
+def test_with_cg_to_the_end_a_step_solves_the_system_in_the_metric(momentum):
+    case = _square()
+    tx = _solving(hfopt.kronecker(decay=0.8, every=100), momentum)
+    params, state = case.params, tx.init(case.params)
+    step, gradients = jax.jit(partial(train_step, tx, case.objective)), []
+    for _ in range(3):
+        before = params
+        gradients.append(jax.grad(case.objective.bind(case.batch))(params))
+        params, state, _ = step(params, state, case.batch)
+    weights = (momentum or 0.0) ** np.arange(3.0)[::-1]
+    mean = np.average([_flat(g) for g in gradients], axis=0, weights=weights)
+    metric = _dense_metric(params, gradients, 0.8)
+    expected = -np.linalg.solve(dense_gauss_newton(case._replace(params=before)) + LAMBDA * metric, mean)
+    assert relative_error(_flat(params) - _flat(before), expected) < 1e-6
+    assert state.info.cg_steps > 0
+
+
+def test_few_iterations_solve_a_linear_layer_with_squared_loss():
+    """G = A ⊗ I there, and so are the gradients' factors: the preconditioner is exact up to the noise of both."""
+    rng = np.random.default_rng(0)
+    n, k, count = 12, 30, 200
+    x = rng.normal(size=(count, n)) @ np.diag(np.logspace(0, -1.5, n)) @ np.linalg.qr(rng.normal(size=(n, n)))[0]
+    objective = hfopt.Objective(lambda p, x: x @ p, optax.squared_error)
+    tx = _solving(
+        hfopt.kronecker(decay=0.95, every=20, probes=count),
+        damping=1e-6,
+        solver=hfopt.cg(50, hfopt.relative_residual(1e-2)),
+    )
+    params = jnp.zeros((n, k))
+    state, steps = tx.init(params), []
+    update = jax.jit(lambda params, state, batch: train_step(tx, objective, params, state, batch)[1])
+    for _ in range(79):  # targets anew every time, so that the gradients' own moments are those of the inputs
+        state = update(params, state, (jnp.asarray(x), jnp.asarray(rng.normal(size=(count, k)))))
+        steps.append(int(state.info.cg_steps))
+    assert max(steps[-5:]) <= 3
+
+
+class _Embedded(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, param_dtype=float)(nn.tanh(nn.Embed(6, 4, param_dtype=float)(x)).mean(axis=1))
+
+
+class _Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(2, param_dtype=float)(x, x).mean(axis=1)
+
+
+class _Gated(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.RNN(nn.GRUCell(3, param_dtype=float))(x)[:, -1]
+
+
+class _Convolution(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Conv(3, (2, 2), param_dtype=float)(x))
+        return nn.Dense(3, param_dtype=float)(x.mean(axis=(1, 2)))
+
+
+def _model(module, inputs, scale=3.0):
+    params = module.init(jax.random.key(0), inputs)
+    params = jax.tree.map(lambda p: scale * p, params)
+    labels = jax.random.randint(jax.random.key(1), inputs.shape[:1], 0, 3)
+    return Case(module.apply, optax.losses.softmax_cross_entropy_with_integer_labels, params, (inputs, labels))
+
+
+MODELS = {
+    "convolution": lambda: _model(_Convolution(), jax.random.normal(jax.random.key(2), (6, 3, 3, 2))),
+    "embedding": lambda: _model(_Embedded(), jax.random.randint(jax.random.key(2), (6, 4), 0, 6)),
+    "attention": lambda: _model(_Attention(), jax.random.normal(jax.random.key(2), (6, 3, 4))),
+    "GRU": lambda: _model(_Gated(), jax.random.normal(jax.random.key(2), (6, 3, 2))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_probes_estimate_the_diagonal_of_the_curvature_in_the_basis(name):
+    case = MODELS[name]()
+    metric, value_fn = hfopt.kronecker(decay=0.0, every=1, probes=2), case.objective.bind(case.batch)
+    state = metric.init(case.params, momentum=False, curved=True)
+    gradient = jax.grad(value_fn)(case.params)
+    for _ in range(2):  # after the second, the bases are no longer those of the arrays
+        geometry = metric.geometry(state, gradient, None, value_fn, case.params)
+        state = geometry.state
+
+    def estimate(seed):
+        seeded = replace(geometry, state=geometry.state._replace(seen=seed))
+        return seeded.curved(None, value_fn, case.params).state.curvature
+
+    draws = jax.jit(lambda seeds: jax.lax.map(estimate, seeds))(jnp.arange(2, 402, dtype=jnp.int32))
+    blocks, G, size = geometry.blocks, dense_gauss_newton(case), len(_flat(case.params))
+    _, unravel = ravel_pytree(case.params)
+    # Every parameter's unit vector in the coordinates of the bases, stack by stack: the rows of Qᵀ.
+    rotated = jax.vmap(lambda v: _in_bases(geometry.state.bases, blocks.split(unravel(v))))(jnp.eye(size))
+    for stack, samples in zip(rotated, draws, strict=True):
+        Q = np.asarray(stack).reshape(size, -1)
+        exact = np.einsum("ij,ik,kj->j", Q, G, Q)
+        samples = np.asarray(samples).reshape(len(samples), -1)
+        error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+        off = np.abs(samples.mean(axis=0) - exact) / np.maximum(error, 1e-12 * exact.max())
+        off = off[exact > 1e-9 * exact.max()]  # attention's key bias has no curvature, and no error but rounding
+        assert np.mean(off < 2.5) > 0.85
+        assert np.max(off, initial=0) < 6
+
+
+def _in_bases(bases, stacks):
+    """Qᵀ x, written out."""
+    found = []
+    for basis, x in zip(bases, stacks, strict=True):
+        left = jnp.eye(x.shape[1])[None] if isinstance(basis.left, tuple) else basis.left
+        right = jnp.eye(x.shape[2])[None] if isinstance(basis.right, tuple) else basis.right
+        found.append(jnp.einsum("bij,bik,bkl->bjl", left, x, right))
+    return found
+
+
+@dataclass(frozen=True)
+class EveryOther(Unbounded):
+    """No CG iterations at every other step."""
+
+    may_skip: ClassVar[bool] = True
+
+    def init(self, params: Any, dtype: Any) -> Any:
+        return jnp.zeros((), jnp.int32)
+
+    def cg_steps(self, state: Any) -> Any:
+        return 3 * (state % 2)
+
+    def update(self, state: Any, params: Any, outcome: Any) -> Any:
+        return state + 1
+
+
+def test_iterations_are_skipped_step_by_step_also_under_scan():
+    case = CASES["mlp-softmax-integer"]()
+    options = {
+        "preconditioner": None,
+        "metric": hfopt.kronecker(),
+        "damping": hfopt.constant_damping(LAMBDA),
+        "line_search": hfopt.fixed_step(),
+        "warm_start": None,
+        "momentum": 0.5,
+    }
+    skipping = hfopt.hessian_free(solver=hfopt.cg(3, stop=()), trust_region=EveryOther(), **options)
+
+    @jax.jit
+    def scanned(params):
+        step = lambda carry, _: (lambda p, s, v: ((p, s), s.info))(  # noqa: E731
+            *train_step(skipping, case.objective, *carry, case.batch)
+        )
+        return jax.lax.scan(step, (params, skipping.init(params)), length=4)
+
+    (_, state), info = scanned(case.params)
+    assert info.cg_steps.tolist() == [0, 3, 0, 3]
+    assert info.products.tolist() == [0, 4, 0, 4]  # one for the probes
+    assert [hfopt.Stop(int(stop)).name for stop in info.cg_stop] == ["NONE", "CAP", "NONE", "CAP"]
+    assert int(state.metric.probed) == 2
+
+    never = hfopt.hessian_free(solver=hfopt.cg(0), trust_region=None, **options)
+    first, second = (
+        jax.jit(partial(train_step, tx, case.objective))(case.params, tx.init(case.params), case.batch)[0]
+        for tx in (never, skipping)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), first, second)
+
+
+def _products_over(jaxpr, rows):
+    """How many matrix products of a program have an operand with so many rows, conditionals counted by branch."""
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            count += any(rows in v.aval.shape and v.aval.ndim == 2 for v in equation.invars)
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    count += _products_over(getattr(inner, "jaxpr", inner), rows)
+    return count
+
+
+def test_without_iterations_nothing_of_the_curvature_is_computed():
+    """Counted in the program: two layers are 2 products forwards and 3 backwards; 97 examples, and a part of 29."""
+    objective = hfopt.Objective(lambda p, x: jnp.tanh(x @ p[0]) @ p[1], optax.squared_error)
+    params = [jnp.ones((4, 3)), jnp.ones((3, 2))]
+    batch, part = ((jnp.ones((n, 4)), jnp.ones((n, 2))) for n in (97, 29))
+    tx = _solving(hfopt.kronecker(), 0.5, solver=hfopt.cg(max_steps=0))
+
+    def step(params, state):
+        value_fn = objective.bind(batch, curvature_batch=part, evaluation_batch=part)
+        value, grad = jax.value_and_grad(value_fn)(params)
+        return tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+
+    program = jax.make_jaxpr(step)(params, tx.init(params)).jaxpr
+    assert _products_over(program, 97) == 5  # the gradient
+    assert _products_over(program, 29) == 2 * 2  # f before and after
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_dead_parameters_and_gradients_that_are_not_finite_leave_a_sound_step(dtype):
+    x = jax.random.normal(jax.random.key(0), (20, 4), dtype)
+    objective = hfopt.Objective(lambda p, x: x @ p["w"] + 0 * p["dead"].sum(), optax.squared_error)
+    params = {"w": jnp.ones((4, 3), dtype), "dead": jnp.ones((5, 6), dtype)}
+    for k in (0, 2):
+        tx = _solving(hfopt.kronecker(), 0.5, damping=10.0, solver=hfopt.cg(k, stop=()))
+        now, state = params, tx.init(params)
+        update = jax.jit(partial(train_step, tx, objective))
+        for i in range(4):
+            targets = jnp.full((20, 3), jnp.nan if i == 2 else 0.0, dtype)
+            now, state, _ = update(now, state, (x, targets))
+        assert jax.tree.all(jax.tree.map(lambda p: bool(jnp.isfinite(p).all()), (now, state.metric)))
+        np.testing.assert_array_equal(now["dead"].astype(float), 1)
+        assert float(jnp.abs(now["w"]).astype(float).max()) < 1.1
+
+
+def test_sides_that_are_too_long_are_not_rotated_and_keep_nothing():
+    params = {"vocabulary": jnp.zeros((600, 8)), "wide": jnp.zeros((700, 700)), "bias": jnp.zeros(9)}
+    state = hfopt.kronecker().init(params, momentum=False, curved=False)
+    kept = sum(leaf.size for leaf in jax.tree.leaves((state.factors, state.bases)))
+    assert kept == 2 * 8 * 8
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.moment)) == 600 * 8 + 700 * 700 + 9
+    assert state.curvature == state.average == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hfopt.kronecker(decay=1.0), r"`decay` must lie in \[0, 1\), got 1\.0"),
+        (lambda: hfopt.kronecker(longest=0), "`longest` must be a positive integer, got 0"),
+        (lambda: hfopt.kronecker(every=1.5), "`every` must be a positive integer, got 1.5"),
+        (lambda: hfopt.hessian_free(momentum=1.0), r"`momentum` must lie in \[0, 1\) or be None, got 1\.0"),
+        (
+            lambda: hfopt.hessian_free(solver=hfopt.cg(max_steps=0), metric=hfopt.structural(lambda z: z)),
+            "Structural has no cheap inverse; take hfopt.kronecker",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
