@@ -5,7 +5,8 @@ own matrix. Its file says what A_i is; this one sums, adds the penalty, and keep
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,14 @@ from hfopt.curvature.operator import Operator
 from hfopt.objective import Memory, Objective, ValueFn
 from hfopt.vectors import abstract
 
-# v ↦ Σ c_i A_i v, and v ↦ Σ c_i vᵀ A_i v
-Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
+
+class Products(NamedTuple):
+    """What can be done with Σ c_i A_i over some rows."""
+
+    product: Callable[[Any], Any]  # v ↦ Σ c_i A_i v
+    quadratic: Callable[[Any], jax.Array]  # v ↦ Σ c_i vᵀ A_i v
+    probe: Callable[[jax.Array], tuple[Any, ...]] | None = None  # see `Operator`
+
 
 KEPT_RESIDUALS = 2**30  # bytes; above it, memory="auto" recomputes
 
@@ -56,19 +63,26 @@ def average(
         if value_fn.is_chunked(value_fn.averaged):
             chunked = chunks(examples(value_fn.averaged), value_fn.chunk_size)
             # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
-            product = lambda v: sum_over_chunks(lambda rows: products(rows)[0](v), chunked)  # noqa: E731
-            quadratic = lambda v: sum_over_chunks(lambda rows: products(rows)[1](v), chunked)  # noqa: E731
+            product = lambda v: sum_over_chunks(lambda rows: products(rows).product(v), chunked)  # noqa: E731
+            quadratic = lambda v: sum_over_chunks(lambda rows: products(rows).quadratic(v), chunked)  # noqa: E731
+            probe = None
             if _keeps_residuals(value_fn.memory, products, chunked, example):
                 # The sum is linear in v: its linear part is what is left when all that does not depend on v has been
                 # computed, chunk by chunk, and kept. That runs in a loop too, so its convolutions are rewritten first.
                 product = jax.linearize(canonical(product), jax.tree.map(jnp.zeros_like, params))[1]
         else:
-            product, quadratic = products(examples(value_fn.averaged))
+            product, quadratic, probe = products(examples(value_fn.averaged))
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
         product = specialize(product, params)
 
+    def drawn(key: jax.Array) -> tuple[Any, ...]:
+        assert probe is not None
+        with objective.matmul_precision():
+            return canonical(probe)(key)
+
     mean = Operator(product, quadratic_form, example, indefinite)
-    return mean if objective.l2 == 0 or not regularised else mean + _penalty(objective, example)
+    whole = mean if objective.l2 == 0 or not regularised else mean + _penalty(objective, example)
+    return replace(whole, probe=None if probe is None else drawn)
 
 
 def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:
@@ -104,7 +118,7 @@ def _bytes_per_row(products: Callable[[Examples], Products], chunked: Chunks, ex
         rows = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((count, *jnp.shape(x)[1:]), jnp.result_type(x)), chunked.rows
         )
-        pullback = jax.eval_shape(lambda v, rows: jax.vjp(lambda u: products(rows)[0](u), v)[1], example, rows)
+        pullback = jax.eval_shape(lambda v, rows: jax.vjp(lambda u: products(rows).product(u), v)[1], example, rows)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
     return (kept(2 * length) - kept(length)) / length

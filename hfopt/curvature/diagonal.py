@@ -9,18 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
-from hfopt.losses import Loss, output_hessian
+from hfopt.curvature.roots import random_signs, root_pairs
 from hfopt.objective import ValueFn
 from hfopt.vectors import wide_dtype
-
-# z ↦ (u, w) with E[u wᵀ] = Σ c_i B_i when the entries of z are independent signs
-Pairs = Callable[[Any], tuple[Any, Any]]
 
 # Example gradients held at once: enough to fill the matrix products, few enough that they are no memory to speak of.
 _EXAMPLES_AT_ONCE = 16
@@ -91,10 +87,10 @@ def probed_diagonal(
 
     def probe(rows: Examples, keys: jax.Array) -> Any:
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
-        pair = _pairs(objective.loss, model.outputs, rows)
+        pair = root_pairs(objective.loss, model.outputs, rows)
 
         def square(key: jax.Array) -> Any:
-            u, w = pair(optax.tree.random_like(key, model.outputs, _signs))
+            u, w = pair(random_signs(key, model.outputs))
             left = coordinates(model.vjp(u))
             right = left if w is u else coordinates(model.vjp(w))
             return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
@@ -116,54 +112,6 @@ def probed_diagonal(
             # Whatever a model raises that takes its batch as a whole only, such as one of the nodes of a graph.
             diagonal = estimate(chunks(rows, None), _SIGNS_OF_A_WHOLE)
     return jax.tree.map(lambda d: jnp.maximum(d, 0), diagonal)
-
-
-def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return jax.random.rademacher(key, shape, dtype)
-
-
-def _pairs(loss: Loss, outputs: Any, rows: Examples) -> Pairs:
-    root = _ROOTS.get(loss)
-    if root is None:
-        half = rows._replace(coefficients=jnp.sqrt(rows.coefficients))
-        hessian = output_hessian(loss, outputs, half)
-        broadcast = lambda x: half.coefficients.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1)) * x  # noqa: E731
-        return lambda z: (jax.tree.map(broadcast, z), hessian(z))
-    further = size(rows) / max(1, jax.eval_shape(loss, outputs, rows.targets).size)  # as in `output_hessian`
-    per_row = (rows.coefficients * further).astype(outputs.dtype)
-    scale = per_row.reshape((-1,) + (1,) * (outputs.ndim - 1))
-    factor = root(outputs, rows.targets, scale)
-
-    def pair(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        u = factor(z)
-        return u, u
-
-    return pair
-
-
-def _softmax_root(logits: jax.Array, scale: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """L = diag(√p) − p √pᵀ: L Lᵀ = diag(p) − p pᵀ since √pᵀ√p = 1."""
-    p = jax.nn.softmax(logits)
-    root = jnp.sqrt(p)
-    return lambda z: jnp.sqrt(scale) * (root * z - p * (root * z).sum(axis=-1, keepdims=True))
-
-
-def _soft_labels_root(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    return _softmax_root(logits, scale * labels.sum(axis=-1, keepdims=True).astype(logits.dtype))
-
-
-def _sigmoid_root(logits: jax.Array, labels: jax.Array, scale: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    p = jax.nn.sigmoid(logits)
-    return lambda z: jnp.sqrt(scale * p * (1 - p)) * z
-
-
-_ROOTS: dict[Loss, Callable[[jax.Array, jax.Array, jax.Array], Callable[[jax.Array], jax.Array]]] = {
-    optax.losses.softmax_cross_entropy: _soft_labels_root,
-    optax.losses.softmax_cross_entropy_with_integer_labels: lambda z, y, scale: _softmax_root(z, scale),
-    optax.losses.sigmoid_binary_cross_entropy: _sigmoid_root,
-    optax.losses.squared_error: lambda z, y, scale: lambda u: jnp.sqrt(2 * scale) * u,
-    optax.losses.l2_loss: lambda z, y, scale: lambda u: jnp.sqrt(scale) * u,
-}
 
 
 def _weighted_sum(coefficients: jax.Array, rows: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 
 from hfopt.batch import Examples
 from hfopt.curvature.operator import Operator
+from hfopt.curvature.roots import root_pairs
 from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import output_hessian
 from hfopt.objective import Objective, ValueFn
@@ -33,7 +34,7 @@ def gauss_newton(value_fn: ValueFn, params: Any) -> Operator:
     References:
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
     """
-    return sandwich(value_fn, params, _loss_hessian)
+    return sandwich(value_fn, params, _loss_hessian, root_pairs)
 
 
 def _loss_hessian(objective: Objective, outputs: Any, rows: Examples) -> Callable[[Any], Any]:

@@ -36,7 +36,7 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
         # Not the gradient of value_fn itself: differentiated again, its rule for a chunked batch is slow.
         gradient = jax.grad(lambda p: value_fn.objective.for_curvature.mean_loss(p, rows))
         product = jax.linearize(gradient, params)[1]
-        return product, lambda v: optax.tree.vdot(v, product(v))
+        return Products(product, lambda v: optax.tree.vdot(v, product(v)))
 
     return average(value_fn, params, products, indefinite=True)
 
@@ -64,6 +64,6 @@ def residual_hessian(value_fn: ValueFn, params: Any) -> Operator:
         predict = lambda p: objective.predict(p, rows.inputs)  # noqa: E731
         residuals = jax.grad(lambda z: mean_loss(objective.loss, z, rows))(predict(params))
         product = jax.linearize(jax.grad(lambda p: optax.tree.vdot(residuals, predict(p))), params)[1]
-        return product, lambda v: optax.tree.vdot(v, product(v))
+        return Products(product, lambda v: optax.tree.vdot(v, product(v)))
 
     return average(value_fn, params, products, indefinite=True, regularised=False)

@@ -32,6 +32,8 @@ class Operator:
       quadratic: v ↦ vᵀ A v, where that is cheaper than a product followed by a dot product.
       example: a pytree of ``jax.ShapeDtypeStruct`` like the parameters.
       indefinite: whether vᵀ A v < 0 is to be expected for some v, so that a step looks out for such directions.
+      probe: key ↦ trees u and w like the parameters with E[u wᵀ] = A without its penalty, or u alone where w is the
+        same; where such draws cost less than a product.
 
     Example:
       >>> import jax.numpy as jnp, hfopt
@@ -44,6 +46,7 @@ class Operator:
     quadratic: Callable[[Any], jax.Array]
     example: Any
     indefinite: bool = False
+    probe: Callable[[jax.Array], tuple[Any, ...]] | None = None
 
     # Above NumPy's, so that ``numpy_scalar * A`` reaches __rmul__ instead of becoming an array of objects.
     __array_priority__ = 1000

@@ -17,6 +17,7 @@ from hfopt.batch import Examples
 from hfopt.curvature.average import Products, average
 from hfopt.curvature.linearize import linearize
 from hfopt.curvature.operator import Operator
+from hfopt.curvature.roots import Roots, random_signs
 from hfopt.losses import Loss, mean_loss
 from hfopt.objective import Objective, ValueFn
 
@@ -24,10 +25,11 @@ from hfopt.objective import Objective, ValueFn
 Middle = Callable[[Objective, Any, Examples], Callable[[Any], Any]]
 
 
-def sandwich(value_fn: ValueFn, params: Any, middle: Middle) -> Operator:
+def sandwich(value_fn: ValueFn, params: Any, middle: Middle, roots: Roots | None = None) -> Operator:
     """I/C + Σ c_i J_iᵀ M_i J_i, from one linearisation of the model; chunk by chunk when the batch is chunked.
 
-    A product is one jvp and one vjp; a quadratic form Σ c_i u_iᵀ M_i u_i, with u = J v, one jvp.
+    A product is one jvp and one vjp; a quadratic form Σ c_i u_iᵀ M_i u_i, with u = J v, one jvp. With ``roots``, a probe
+    Jᵀ L z, L Lᵀ = diag(c_i M_i) and z random signs, is one vjp.
     """
 
     def products(rows: Examples) -> Products:
@@ -39,7 +41,15 @@ def sandwich(value_fn: ValueFn, params: Any, middle: Middle) -> Operator:
             u = model.jvp(v)
             return optax.tree.vdot(u, inner(u))
 
-        return lambda v: model.vjp(inner(model.jvp(v))), quadratic
+        if roots is None:
+            return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic)
+        pair = roots(objective.loss, model.outputs, rows)
+
+        def probe(key: jax.Array) -> tuple[Any, ...]:
+            u, w = pair(random_signs(key, model.outputs))
+            return (model.vjp(u),) if w is u else (model.vjp(u), model.vjp(w))
+
+        return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic, probe)
 
     return average(value_fn, params, products)
 
