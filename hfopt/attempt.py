@@ -20,7 +20,7 @@ from hfopt.control.outcome import Outcome
 from hfopt.solve.cg import CGResult
 from hfopt.state import StepInfo
 from hfopt.system import System
-from hfopt.vectors import norm, vdot
+from hfopt.vectors import vdot
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Point:
 
     @property
     def stationary(self) -> jax.Array:
-        """Whether g = 0."""
-        return norm(self.descent) == 0
+        """Whether gᵀg = 0 in its arithmetic: CG, which squares, then has nothing to go by."""
+        return vdot(self.descent, self.descent) == 0
 
     def step(self, alpha: jax.Array, direction: Any) -> Any:
         """α d, in the dtypes of the parameters."""

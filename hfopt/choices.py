@@ -79,10 +79,26 @@ def checked_call(where: str, params: Any, value_fn: Any) -> ValueFn:
         )
     check_value_fn(value_fn)
     check_params(params)
+    check_replicas(where)
     if not jax.tree.leaves(params):
         raise ValueError(f"{where}: `params` has no arrays, so there is nothing to train.")
     check_structure(where, params, value_fn)
     return value_fn
+
+
+def check_replicas(where: str) -> None:
+    """Raise ValueError inside ``jax.shard_map`` and ``jax.pmap``, where every device has a part of the batch alone.
+
+    A mean of the devices' gradients does not make one step of it: curvature, trial losses and the rules that learn from
+    them would be those of each part, and the replicas of the parameters would drift apart.
+    """
+    if axes := jax.sharding.get_abstract_mesh().manual_axes:
+        raise ValueError(
+            f"{where}: inside shard_map or pmap over {', '.join(map(repr, axes))} every device would make a step of "
+            "its own, from its part of the batch. Leave it out: write the step for the whole batch, as for one device, "
+            "and call jax.jit(step)(params, state, hfopt.sharding.shard_batch(batch, mesh)): they share the work. "
+            "For a model of its own on every device, map the step by jax.vmap and shard the axis of models."
+        )
 
 
 def check_structure(where: str, params: Any, value_fn: ValueFn) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.objective import ValueFn
+from hfopt.placement import placed_as
 
 
 class Case(NamedTuple):
@@ -21,7 +22,7 @@ class Case(NamedTuple):
 
 def normal(key: jax.Array, like: Any) -> Any:
     """A tree of normal deviates."""
-    return optax.tree.random_like(key, like)
+    return placed_as(optax.tree.random_like(key, like), like)
 
 
 def eps(value: jax.Array) -> float:

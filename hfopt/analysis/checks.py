@@ -23,6 +23,8 @@ from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.curvature.linearize import linearize
 from hfopt.losses import Loss, output_hessian
 from hfopt.objective import ValueFn
+from hfopt.outputs import coordinates, in_coordinates, of_coordinates
+from hfopt.placement import whole
 from hfopt.solve.cg import ConjugateGradient
 from hfopt.vectors import norm, vdot
 
@@ -120,8 +122,9 @@ def determinism(value_fn: ValueFn, params: Any) -> Finding:
 
 def _dtypes(case: Case, key: jax.Array) -> Finding:
     objective, rows, params = case.value_fn.objective, examples(case.value_fn.batch), case.params
-    outputs = jax.eval_shape(lambda p, x: objective.predict(p, x), params, rows.inputs)
-    losses = jax.eval_shape(objective.loss, outputs, rows.targets)
+    returned = jax.eval_shape(lambda p, x: objective.predict(p, x), params, rows.inputs)
+    losses = jax.eval_shape(objective.loss, returned, rows.targets)
+    outputs = jax.eval_shape(coordinates, returned)
     names = lambda tree: ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(tree)}))  # noqa: E731
     detail = f"parameters {names(params)}; outputs {names(outputs)}; losses {names(losses)}"
     if any(jnp.finfo(x.dtype).bits < 32 for x in jax.tree.leaves((outputs, losses))):
@@ -133,7 +136,7 @@ def _dtypes(case: Case, key: jax.Array) -> Finding:
 def _mean(case: Case, key: jax.Array) -> Finding:
     count = max(1, size(case.value_fn.batch) // 2)
     inputs, targets, _ = case.value_fn.batch
-    once = Batch(*jax.tree.map(lambda x: x[:count], (inputs, targets)))
+    once = Batch(*jax.tree.map(lambda x: whole(x)[:count], (inputs, targets)))
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), once)
     penalty = float(case.value_fn.objective.penalty(case.params))
     single, double = (float(case.value(case.params, _on(batch, case))) - penalty for batch in (once, twice))
@@ -190,8 +193,8 @@ def _symmetry(case: Case, key: jax.Array) -> Finding:
 def _convexity(case: Case, key: jax.Array) -> Finding:
     objective, rows = case.value_fn.objective.for_curvature, _first_chunk(case.value_fn.averaged, case)
     with objective.matmul_precision():
-        outputs = jax.jit(lambda p, x: objective.predict(p, x))(case.params, rows.inputs)
-    extremes = jax.jit(_extremes(objective.loss))
+        outputs, others = jax.jit(in_coordinates(objective.predict))(case.params, rows.inputs)
+    extremes = jax.jit(_extremes(of_coordinates(objective.loss, outputs, others)))
     lowest, highest, where = 0.0, 0.0, "at the outputs"
     for spread, name in ((0.0, "at the outputs"), (1.0, "one standard deviation away"), (3.0, "three away")):
         noise = normal(key, outputs)
@@ -291,13 +294,13 @@ def _path(path: Any) -> str:
 
 
 def _first_chunk(batch: Batch, case: Case) -> Examples:
-    return jax.tree.map(lambda x: x[: case.value_fn.chunk_size], examples(batch))
+    return jax.tree.map(lambda x: whole(x)[: case.value_fn.chunk_size], examples(batch))
 
 
 def _coarsest(case: Case) -> float:
     """ε of the narrowest dtype among parameters and outputs."""
     inputs = case.value_fn.batch.inputs
-    outputs = jax.eval_shape(lambda p, x: case.value_fn.objective.predict(p, x), case.params, inputs)
+    outputs = jax.eval_shape(lambda p, x: coordinates(case.value_fn.objective.predict(p, x)), case.params, inputs)
     return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves((case.params, outputs)))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
@@ -68,7 +67,7 @@ def average(
         product = specialize(product, params)
 
     mean = Operator(product, quadratic_form, example, indefinite)
-    return mean if objective.l2 == 0 or not regularised else mean + _penalty(objective, example)
+    return mean if not (objective.is_penalised and regularised) else mean + _penalty(objective, example)
 
 
 def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:
@@ -86,7 +85,8 @@ def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:
 
 
 def _penalty(objective: Objective, example: Any) -> Operator:
-    product = lambda v: optax.tree.scale(objective.l2, objective.penalised(v))  # noqa: E731
+    scaled = lambda x: jnp.asarray(objective.l2, x.dtype) * x  # noqa: E731
+    product = lambda v: jax.tree.map(scaled, objective.penalised(v))  # noqa: E731
     return Operator(product, lambda v: jnp.asarray(2 * objective.penalty(v)), example)
 
 

@@ -15,8 +15,9 @@ from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunk
 from hfopt.convolutions import canonical
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
-from hfopt.losses import Loss, output_hessian
+from hfopt.losses import Loss, is_known, output_hessian, scale_of_rows
 from hfopt.objective import ValueFn
+from hfopt.placement import placed_as, weighted_sum
 
 # z ↦ (u, w) with E[u wᵀ] = Σ c_i B_i when the entries of z are independent signs
 Pairs = Callable[[Any], tuple[Any, Any]]
@@ -87,10 +88,10 @@ def probed_diagonal(value_fn: ValueFn, params: Any, key: jax.Array, probes: int)
 
     def probe(rows: Examples, keys: jax.Array) -> Any:
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
-        pair = _pairs(objective.loss, model.outputs, rows)
+        pair = _pairs(model.seen_by(objective.loss), model.outputs, rows)
 
         def square(key: jax.Array) -> Any:
-            u, w = pair(optax.tree.random_like(key, model.outputs, _signs))
+            u, w = pair(placed_as(optax.tree.random_like(key, model.outputs, _signs), model.outputs))
             left = model.vjp(u)
             right = left if w is u else model.vjp(w)
             return jax.tree.map(lambda a, b: _wide(a) * _wide(b), left, right)
@@ -119,16 +120,15 @@ def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def _pairs(loss: Loss, outputs: Any, rows: Examples) -> Pairs:
-    root = _ROOTS.get(loss)
-    if root is None:
+    if not is_known(loss, outputs, rows.targets):
+        if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(outputs)):  # what all examples share is in no row
+            hessian = output_hessian(loss, outputs, rows)
+            return lambda z: (z, hessian(z))
         half = rows._replace(coefficients=jnp.sqrt(rows.coefficients))
         hessian = output_hessian(loss, outputs, half)
         broadcast = lambda x: half.coefficients.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1)) * x  # noqa: E731
         return lambda z: (jax.tree.map(broadcast, z), hessian(z))
-    further = size(rows) / max(1, jax.eval_shape(loss, outputs, rows.targets).size)  # as in `output_hessian`
-    per_row = (rows.coefficients * further).astype(outputs.dtype)
-    scale = per_row.reshape((-1,) + (1,) * (outputs.ndim - 1))
-    factor = root(outputs, rows.targets, scale)
+    factor = _ROOTS[loss](outputs, rows.targets, scale_of_rows(loss, outputs, rows))
 
     def pair(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = factor(z)
@@ -163,7 +163,7 @@ _ROOTS: dict[Loss, Callable[[jax.Array, jax.Array, jax.Array], Callable[[jax.Arr
 
 
 def _weighted_sum(coefficients: jax.Array, rows: jax.Array) -> jax.Array:
-    return jnp.tensordot(coefficients.astype(rows.dtype), rows, axes=1)
+    return weighted_sum(coefficients.astype(rows.dtype), rows)
 
 
 def _wide(x: jax.Array) -> jax.Array:
