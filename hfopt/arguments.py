@@ -35,6 +35,18 @@ def require_scalar(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: `{name}` must be at least 0, got {value}.")
 
 
+def require_key(where: str, key: Any) -> None:
+    """Raise TypeError for a key that is none, such as the seed to make one from."""
+    if isinstance(key, jax.Array | np.ndarray):
+        raw = key.dtype == np.uint32 and key.shape[-1:] == (2,)  # what jax.random.PRNGKey makes
+        if raw or jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return
+        got = f"an array of dtype {key.dtype} and shape {key.shape}"
+    else:
+        got = repr(key)
+    raise TypeError(f"{where}: `key` must be a key such as jax.random.key(0), got {got}.")
+
+
 def check_mask(where: str, name: str, mask: Any) -> None:
     """Raise TypeError unless every entry of a mask of parameters is True or False."""
     for path, entry in jax.tree.leaves_with_path(mask):

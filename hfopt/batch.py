@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import JAXSparse
 
 from hfopt.arguments import is_traced
 from hfopt.placement import split_evenly, whole
@@ -39,6 +40,7 @@ def as_batch(batch: Any, argument: str) -> Batch:
     Raises:
       ValueError: not such a tuple, no examples, a leaf without a batch axis, leaves that disagree on N, or weights
         that are negative, not finite or all zero.
+      TypeError: a sparse array.
     """
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         what = f"a tuple of length {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
@@ -48,6 +50,7 @@ def as_batch(batch: Any, argument: str) -> Batch:
     batch = Batch(*batch)
     if isinstance(batch.weights, list | tuple):
         raise ValueError(f"Objective.bind: weights in `{argument}` must be an array of shape (N,), got a list.")
+    _refuse_sparse(batch, argument)
     lengths: dict[int, str] = {}
     for part in batch._fields:
         for path, leaf in jax.tree.leaves_with_path(getattr(batch, part)):
@@ -71,6 +74,18 @@ def as_batch(batch: Any, argument: str) -> Batch:
         )
     _check_weights(batch.weights, argument)
     return batch
+
+
+def _refuse_sparse(batch: Batch, argument: str) -> None:
+    """Raise TypeError for a sparse array: its leaves are not one row an example."""
+    is_sparse = lambda node: isinstance(node, JAXSparse)  # noqa: E731
+    for path, node in jax.tree.leaves_with_path(batch, is_leaf=is_sparse):
+        if is_sparse(node):
+            raise TypeError(
+                f"Objective.bind: `{argument}{jax.tree_util.keystr(path)}` is a sparse {type(node).__name__} of shape "
+                f"{node.shape}, whose rows cannot be taken apart. Give .todense(), or the columns and values of every "
+                "row, padded to one length; a sparse matrix that all examples share belongs in `predict`, by closure."
+            )
 
 
 def _check_weights(weights: Any, argument: str) -> None:

@@ -23,9 +23,10 @@ def mean_loss(loss: Loss, outputs: Any, rows: Examples) -> jax.Array:
     """Σ c_i ξ_i: the mean over examples (and over every further axis) of the loss; a scalar.
 
     Raises:
+      TypeError: the loss does not take the tuple that ``predict`` returned.
       ValueError: the loss is a scalar, is not floating, or has another number of rows than there are examples.
     """
-    losses = jnp.asarray(loss(outputs, rows.targets))
+    losses = jnp.asarray(_applied(loss, outputs, rows.targets))
     count = size(rows)
     if losses.ndim == 0:
         raise ValueError(
@@ -44,6 +45,21 @@ def mean_loss(loss: Loss, outputs: Any, rows: Examples) -> jax.Array:
     if jnp.finfo(losses.dtype).bits < 32:
         losses = losses.astype(jnp.float32)
     return dot(rows.coefficients.astype(losses.dtype), losses.reshape(count, -1).mean(axis=1))
+
+
+def _applied(loss: Loss, outputs: Any, targets: Any) -> Any:
+    """``loss(outputs, targets)``; raise TypeError where it does not take the tuple that ``predict`` returned."""
+    if not isinstance(outputs, tuple | list):
+        return loss(outputs, targets)
+    try:
+        return loss(outputs, targets)
+    except Exception as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise TypeError(
+            f"Objective: `predict` returned a {type(outputs).__name__} of {len(outputs)} and `loss`, {name}, did not "
+            f"take it ({type(error).__name__}: {error}). Let `predict` return the outputs alone, or write "
+            f"loss=lambda outputs, targets: {name}(outputs[0], targets)."
+        ) from error
 
 
 def output_hessian(loss: Loss, outputs: Any, rows: Examples) -> Product:

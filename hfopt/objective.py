@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import SymbolicZero
 
 from hfopt.arguments import check_mask, full_mask, require_scalar
-from hfopt.batch import Batch, Examples, as_batch, chunks, examples, size, sum_over_chunks
+from hfopt.batch import Batch, Chunks, Examples, as_batch, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.losses import Loss, mean_loss
 from hfopt.placement import dot
@@ -268,13 +269,19 @@ class ValueFn:
         evaluate = canonical(self.objective.mean_loss)
         differentiate = canonical(jax.value_and_grad(self.objective.mean_loss))
 
+        # The rows are an argument: a rule that closed over them would outlive the trace they belong to.
         @jax.custom_jvp
-        def mean_loss(params: Any) -> jax.Array:
-            return sum_over_chunks(partial(evaluate, params), chunked)
+        def mean_loss(params: Any, rows: Examples) -> jax.Array:
+            return sum_over_chunks(partial(evaluate, params), Chunks(rows, chunked.number))
 
-        @mean_loss.defjvp
-        def rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-            value, gradient = sum_over_chunks(partial(differentiate, *primals), chunked)
-            return value, optax.tree.sum(jax.tree.map(dot, gradient, *tangents)).astype(value.dtype)
+        def rule(primals: tuple[Any, Examples], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+            params, rows = primals
+            if not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents[1])):
+                raise TypeError("A chunked objective has no derivative by its batch; bind it without `chunk_size`.")
+            value, gradient = sum_over_chunks(partial(differentiate, params), Chunks(rows, chunked.number))
+            pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
+            slopes = [dot(g, t).astype(value.dtype) for g, t in pairs if not isinstance(t, SymbolicZero)]
+            return value, sum(slopes, jnp.zeros_like(value))
 
-        return mean_loss(params)
+        mean_loss.defjvp(rule, symbolic_zeros=True)
+        return mean_loss(params, chunked.rows)

@@ -16,6 +16,7 @@ import numpy as np
 
 from hfopt.analysis.density import Density, density
 from hfopt.analysis.krylov import Krylov, empty, extend
+from hfopt.arguments import require_key
 from hfopt.curvature.flat import Flat, FlatProduct
 from hfopt.curvature.operator import Operator
 from hfopt.vectors import norms, vdot
@@ -88,6 +89,7 @@ def eigenpairs(
         raise ValueError(
             f"eigenpairs: ask for at least one pair, got `largest` = {largest} and `smallest` = {smallest}."
         )
+    require_key("eigenpairs", key)
     flat = operator.flat
     if largest + smallest >= flat.size:
         largest, smallest = flat.size, 0
@@ -186,6 +188,7 @@ def lanczos(operator: Operator, key: jax.Array, steps: int, start: Any = None) -
     """
     if steps < 1:
         raise ValueError(f"lanczos: `steps` must be at least 1, got {steps}.")
+    require_key("lanczos", key)
     flat = operator.flat
     first, second = jax.random.split(key)
     vector = _normal(first, flat) if start is None else flat.ravel(start)

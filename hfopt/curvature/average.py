@@ -19,6 +19,12 @@ from hfopt.vectors import abstract
 # v ↦ Σ c_i A_i v, and v ↦ Σ c_i vᵀ A_i v
 Products = tuple[Callable[[Any], Any], Callable[[Any], jax.Array]]
 
+# What calls a curvature with a number of steps; hence ``params`` may be missing there.
+_OF_SCHEDULES = (
+    " optax.inject_hyperparams takes every callable for a schedule: give it static_args=('curvature',), as in "
+    "optax.inject_hyperparams(hfopt.hessian_free, static_args=('curvature',))(...)."
+)
+
 KEPT_RESIDUALS = 2**30  # bytes; above it, memory="auto" recomputes
 
 
@@ -116,15 +122,28 @@ def check_value_fn(value_fn: Any) -> None:
         raise TypeError(
             "Curvature needs the model and the loss apart: pass value_fn = hfopt.Objective(predict, loss).bind(batch), "
             f"got {type(value_fn).__name__}."
+            + (_OF_SCHEDULES if isinstance(value_fn, jax.Array) and value_fn.ndim == 0 else "")
         )
 
 
 def check_params(params: Any) -> None:
     """Raise TypeError unless every parameter is a real floating array."""
     for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int | complex):
+            raise TypeError(
+                f"Parameters must be arrays; params{jax.tree_util.keystr(path)} is {_described(leaf)}. Take such "
+                "leaves out, as params, rest = eqx.partition(model, eqx.is_inexact_array) does, and let `predict` put "
+                "them back: eqx.combine(params, rest)."
+            )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"Parameters must be real floating arrays; params{jax.tree_util.keystr(path)} has dtype {dtype}. "
                 "Keep counters and flags out of the parameters, or cast them."
             )
+
+
+def _described(leaf: Any) -> str:
+    if isinstance(leaf, str):
+        return f"the string {leaf!r}"
+    return f"{getattr(leaf, '__name__', 'an object')} of type {type(leaf).__name__}"

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hfopt.arguments import require_key
 from hfopt.curvature.flat import Flat, FlatProduct
 from hfopt.vectors import norms
 
@@ -31,6 +32,7 @@ def trace(flat: Flat, key: jax.Array, products: int, method: TraceMethod) -> Est
             f"Operator.estimate_trace: {products} products, for a matrix of {flat.size} rows that {flat.size} "
             "determine; take Operator.trace()."
         )
+    require_key("Operator.estimate_trace", key)
     run = _xtrace if method == "xtrace" else _hutchinson
     estimates = run(flat.product, flat.size, flat.dtype, products, flat.captured, key)
     count = estimates.size
@@ -42,6 +44,7 @@ def diagonal(flat: Flat, key: jax.Array, probes: int) -> Estimate:
     """diag A, see `hfopt.Operator.estimate_diagonal`."""
     if type(probes) is not int or probes < 2:
         raise ValueError(f"Operator.estimate_diagonal: `probes` must be an integer of at least 2, got {probes}.")
+    require_key("Operator.estimate_diagonal", key)
     mean, error = _moments(flat.product, flat.size, flat.dtype, probes, flat.captured, key)
     return Estimate(flat.unravel(mean), flat.unravel(error))
 

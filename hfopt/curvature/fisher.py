@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.arguments import require_key
 from hfopt.batch import Batch, Examples, size
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.operator import Operator
@@ -44,7 +45,7 @@ class Likelihood(NamedTuple):
 
 
 def fisher(
-    value_fn: ValueFn, params: Any, key: jax.Array | None = None, samples: int | Literal["exact"] = 1
+    value_fn: ValueFn, params: Any = None, key: jax.Array | None = None, samples: int | Literal["exact"] = 1
 ) -> Operator:
     """I/C + (1/N) Σ J_iᵀ E_{y~p(·|z_i)}[r rᵀ] J_i at ``params``, over the curvature batch of ``value_fn``.
 
@@ -84,6 +85,8 @@ def fisher(
         raise ValueError(f'fisher: `samples` must be a positive integer or "exact", got {samples!r}.')
     if samples != "exact" and key is None:
         raise TypeError('fisher: drawing labels needs a `key`, e.g. jax.random.key(0); or pass samples="exact".')
+    if key is not None:
+        require_key("fisher", key)
 
     batch = value_fn.averaged
     # The number of an example travels with its target: what it draws must not depend on the chunk it falls into.

@@ -13,7 +13,7 @@ from hfopt.outputs import in_coordinates, of_coordinates
 from hfopt.vectors import vdot
 
 
-def hessian(value_fn: ValueFn, params: Any) -> Operator:
+def hessian(value_fn: ValueFn, params: Any = None) -> Operator:
     """H = I/C + (1/N) Σ ∇²ξ_i at ``params``, over the curvature batch of ``value_fn``.
 
     H = G + (1/N) Σ_i Σ_k r_ik ∇²z_ik, with G of `gauss_newton` and r_i = ∂ξ_i/∂z_i. It is indefinite in general: away

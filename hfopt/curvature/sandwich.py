@@ -65,7 +65,7 @@ def outer_product(value_fn: ValueFn, params: Any) -> Operator:
     return sandwich(value_fn, params, _identity)
 
 
-def empirical_fisher(value_fn: ValueFn, params: Any) -> Operator:
+def empirical_fisher(value_fn: ValueFn, params: Any = None) -> Operator:
     """I/C + (1/N) Σ J_iᵀ r_i r_iᵀ J_i at ``params``, over the curvature batch of ``value_fn``.
 
     r_i = ∂ξ_i/∂z_i at the targets of the batch, so J_iᵀ r_i is the gradient of example i and the matrix is the
