@@ -22,7 +22,7 @@ from hfopt.solve.metrics import Geometry
 from hfopt.solve.stopping import Stop
 from hfopt.state import Carried, StepInfo
 from hfopt.system import System
-from hfopt.vectors import norm, vdot, widened
+from hfopt.vectors import vdot, widened
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Point:
 
     @property
     def stationary(self) -> jax.Array:
-        """Whether g = 0."""
-        return norm(self.descent) == 0
+        """Whether gᵀg = 0 in its arithmetic: CG, which squares, then has nothing to go by."""
+        return vdot(self.descent, self.descent) == 0
 
     def step(self, alpha: jax.Array, direction: Any) -> Any:
         """α d, in the dtypes of the parameters."""

@@ -7,11 +7,17 @@ also unequal ones, without changing what it is.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import JAXSparse
+
+from hfopt.arguments import is_traced
+from hfopt.placement import split_evenly, whole
 
 # What a part of a batch needs at least to judge a step.
 _FEWEST_LABELS = 32
@@ -37,7 +43,9 @@ def as_batch(batch: Any, argument: str) -> Batch:
     """Check a user's ``(inputs, targets)`` or ``(inputs, targets, weights)``.
 
     Raises:
-      ValueError: not such a tuple, no examples, a leaf without a batch axis, or leaves that disagree on N.
+      ValueError: not such a tuple, no examples, a leaf without a batch axis, leaves that disagree on N, or weights
+        that are negative, not finite or all zero.
+      TypeError: a sparse array.
     """
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         what = f"a tuple of length {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
@@ -47,6 +55,7 @@ def as_batch(batch: Any, argument: str) -> Batch:
     batch = Batch(*batch)
     if isinstance(batch.weights, list | tuple):
         raise ValueError(f"Objective.bind: weights in `{argument}` must be an array of shape (N,), got a list.")
+    _refuse_sparse(batch, argument)
     lengths: dict[int, str] = {}
     for part in batch._fields:
         for path, leaf in jax.tree.leaves_with_path(getattr(batch, part)):
@@ -68,6 +77,7 @@ def as_batch(batch: Any, argument: str) -> Batch:
         raise ValueError(
             f"Objective.bind: weights in `{argument}` must have shape (N,), got {jnp.shape(batch.weights)}."
         )
+    _check_weights(batch.weights, argument)
     return batch
 
 
@@ -89,8 +99,40 @@ def part_of(batch: Batch, part: Any, argument: str) -> Batch | None:
         )
     else:
         return None if part is None else as_batch(part, argument)
-    count = min(max(count, 1), size(batch))
-    return batch if count == size(batch) else jax.tree.map(lambda leaf: leaf[:count], batch)
+    if count >= size(batch):
+        return batch
+    first = jax.tree.map(lambda leaf: leaf[:count], batch)
+    _check_weights(first.weights, f"{argument} (the first {count} of batch)")
+    return first
+
+
+def _refuse_sparse(batch: Batch, argument: str) -> None:
+    """Raise TypeError for a sparse array: its leaves are not one row an example."""
+    is_sparse = lambda node: isinstance(node, JAXSparse)  # noqa: E731
+    for path, node in jax.tree.leaves_with_path(batch, is_leaf=is_sparse):
+        if is_sparse(node):
+            raise TypeError(
+                f"Objective.bind: `{argument}{jax.tree_util.keystr(path)}` is a sparse {type(node).__name__} of shape "
+                f"{node.shape}, whose rows cannot be taken apart. Give .todense(), or the columns and values of every "
+                "row, padded to one length; a sparse matrix that all examples share belongs in `predict`, by closure."
+            )
+
+
+def _check_weights(weights: Any, argument: str) -> None:
+    """Raise ValueError for weights that are negative, not finite, or all zero; of traced ones that is not known."""
+    if weights is None or is_traced(weights):
+        return
+    if isinstance(weights, jax.Array) and not weights.is_fully_addressable:
+        return
+    known = np.asarray(weights, np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(known) & (known >= 0)))
+    if wrong.size:
+        raise ValueError(
+            f"Objective.bind: weights in `{argument}` must be finite and at least 0, got {known[wrong[0]]:.6g} for "
+            f"example {wrong[0]}."
+        )
+    if not known.any():
+        raise ValueError(f"Objective.bind: weights in `{argument}` are all 0, so there is no mean over the examples.")
 
 
 def size(batch: Any) -> int:
@@ -99,14 +141,33 @@ def size(batch: Any) -> int:
 
 
 def examples(batch: Batch) -> Examples:
-    """Give every example its coefficient: 1/N, or w_i / Σ w."""
+    """Give every example its coefficient: 1/N, or w_i / Σ w.
+
+    An example of weight 0 does not count, whatever its numbers are. As 0 · NaN is NaN, also in a derivative that a
+    ``where`` cuts off, what is not finite in it is replaced by what the first example that counts has there.
+    """
     if batch.weights is None:
         count = size(batch)
         return Examples(batch.inputs, batch.targets, jnp.full(count, 1.0 / count))
     weights = jnp.asarray(batch.weights)
     if not jnp.issubdtype(weights.dtype, jnp.floating) or jnp.finfo(weights.dtype).bits < 32:
         weights = weights.astype(jnp.result_type(float))  # counts, masks, and sums that low precision would lose
-    return Examples(batch.inputs, batch.targets, weights / weights.sum())
+    mend = partial(_mended, counts=weights > 0)
+    inputs, targets = jax.tree.map(mend, (batch.inputs, batch.targets))
+    return Examples(inputs, targets, weights / weights.sum())
+
+
+def _mended(leaf: Any, counts: jax.Array) -> Any:
+    """``leaf`` with the rows that do not count, where not finite, replaced by the first that does."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return leaf
+    leaf = jnp.asarray(leaf)
+    of_rows = lambda mask: mask.reshape((-1,) + (1,) * (leaf.ndim - 1))  # noqa: E731
+    numbers = jnp.arange(counts.size)
+    first = numbers == jnp.where(counts, numbers, counts.size).min()
+    # A sum and not an index, so that rows on several devices stay where they are.
+    stand_in = jnp.where(of_rows(first), leaf, 0).sum(axis=0, keepdims=True)
+    return jnp.where(of_rows(counts) | jnp.isfinite(leaf), leaf, stand_in)
 
 
 class Chunks(NamedTuple):
@@ -121,8 +182,13 @@ class Chunks(NamedTuple):
     def take(self, j: Any) -> Examples:
         """Chunk j, without a copy of the others."""
         shape = size(self.rows) // self.number, self.number
-        split = lambda x: jnp.reshape(x, (*shape, *jnp.shape(x)[1:]))  # noqa: E731
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(split(x), j, axis=1, keepdims=False), self.rows)
+
+        def chunk(x: Any) -> jax.Array:
+            x = x if split_evenly(x, self.number) else whole(x)
+            parts = jnp.reshape(x, (*shape, *jnp.shape(x)[1:]))
+            return jax.lax.dynamic_index_in_dim(parts, j, axis=1, keepdims=False)
+
+        return jax.tree.map(chunk, self.rows)
 
 
 def chunks(rows: Examples, chunk_size: int | None) -> Chunks:
@@ -140,7 +206,7 @@ def chunks(rows: Examples, chunk_size: int | None) -> Chunks:
         return Chunks(rows, divisors[0])
     missing = -count % number
     # Real rows, not zeros: a model may return NaN at zero inputs, and 0·NaN is NaN.
-    filled = jax.tree.map(lambda x: jnp.concatenate([x, x[:missing]]), rows)
+    filled = jax.tree.map(lambda x: jnp.concatenate([whole(x), whole(x)[:missing]]), rows)
     return Chunks(filled._replace(coefficients=filled.coefficients.at[count:].set(0)), number)
 
 

@@ -1,11 +1,12 @@
 """Checks at the boundary: of the choices a transformation is made of, and of what its update is given."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from hfopt.arguments import require_positive
@@ -84,12 +85,96 @@ def checked_call(where: str, params: Any, value_fn: Any) -> ValueFn:
             f"make value_fn = hfopt.Objective(predict, loss).bind(batch) and call {usage}. A wrapper that passes no "
             "extra arguments on, such as optax.contrib.sam, cannot stand around it."
         )
+    check_replicas(where)
+    check_problem(where, params, value_fn)
+    check_start(params)
+    return value_fn
+
+
+def check_problem(where: str, params: Any, value_fn: Any) -> None:
+    """Raise TypeError or ValueError where ``value_fn`` is no `ValueFn`, or cannot take ``params``."""
     check_value_fn(value_fn)
     check_params(params)
     if not jax.tree.leaves(params):
         raise ValueError(f"{where}: `params` has no arrays, so there is nothing to train.")
     check_structure(where, params, value_fn)
-    return value_fn
+
+
+def check_start(params: Any) -> None:
+    """Raise TypeError or ValueError for parameters that cannot be trained."""
+    check_params(params)
+    if isinstance(params, Mapping) and {"params", "batch_stats"} <= set(params):
+        raise ValueError(
+            "The variables of a Flax model were given for its parameters: params['batch_stats'] are running "
+            "statistics, which no gradient may move. Give variables['params'] alone, and let "
+            "hfopt.flax.linen.TrainState carry the statistics, or let `predict` put them in: "
+            "model.apply({'params': params, 'batch_stats': statistics}, x)."
+        )
+
+
+def check_update(where: str, kind: Any, state: Any, params: Any, value: Any = None, **gradients: Any) -> None:
+    """Raise TypeError or ValueError for a state, a value or gradients that do not belong to ``params``.
+
+    Args:
+      where: the transformation.
+      kind: of the state it makes.
+      state: what its update was given.
+      params: the parameters.
+      value: f there; ``None``: not given.
+      gradients: by the name of the argument; ``None``: not given.
+    """
+    if not isinstance(state, kind):
+        fields = set(getattr(kind, "_fields", ()))
+        advice = "A state goes with the optimizer that made it: begin with tx.init(params)."
+        if isinstance(state, Mapping) and fields <= set(state):
+            advice = (
+                "It has the fields of one, as a checkpoint restored without a target: restore it into such a state."
+            )
+        got = type(state).__name__
+        raise TypeError(f"{where}: `state` must be the {kind.__name__} that init(params) makes, got {got}. {advice}")
+    if jax.tree.leaves(state.solution):
+        _check_like(where, "state", state.solution, params, "Begin with tx.init(params) of these parameters")
+    if value is not None and jnp.ndim(value) != 0:
+        raise ValueError(
+            f"{where}: `value` must be a scalar, f at `params`, got shape {jnp.shape(value)}. It comes from "
+            "value, grad = jax.value_and_grad(value_fn)(params)."
+        )
+    for name, gradient in gradients.items():
+        if gradient is not None or name == "updates":
+            _check_like(where, f"the gradient ({name})", gradient, params, "It comes from jax.grad(value_fn)(params)")
+
+
+def _check_like(where: str, name: str, tree: Any, params: Any, advice: str) -> None:
+    """Raise ValueError, by the name of a leaf, where ``tree`` does not have the structure and shapes of ``params``."""
+    given, expected = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(t)}
+        for t in (tree, params)
+    )
+    for path, shape in expected.items():
+        if path not in given:
+            raise ValueError(f"{where}: {name} has no entry for params{path}, of shape {shape}. {advice}.")
+        if given[path] != shape:
+            raise ValueError(f"{where}: {name} at {path} has shape {given[path]}, params{path} has {shape}. {advice}.")
+    if extra := [path for path in given if path not in expected]:
+        raise ValueError(f"{where}: {name} has an entry {extra[0]} that the parameters do not have. {advice}.")
+    got, wanted = str(jax.tree.structure(tree)), str(jax.tree.structure(params))
+    if got != wanted:
+        raise ValueError(f"{where}: {name} must have the structure of the parameters, {wanted}, got {got}. {advice}.")
+
+
+def check_replicas(where: str) -> None:
+    """Raise ValueError inside ``jax.shard_map`` and ``jax.pmap``, where every device has a part of the batch alone.
+
+    A mean of the devices' gradients does not make one step of it: curvature, trial losses and the rules that learn from
+    them would be those of each part, and the replicas of the parameters would drift apart.
+    """
+    if axes := jax.sharding.get_abstract_mesh().manual_axes:
+        raise ValueError(
+            f"{where}: inside shard_map or pmap over {', '.join(map(repr, axes))} every device would make a step of "
+            "its own, from its part of the batch. Leave it out: write the step for the whole batch, as for one device, "
+            "and call jax.jit(step)(params, state, hfopt.sharding.shard_batch(batch, mesh)): they share the work. "
+            "For a model of its own on every device, map the step by jax.vmap and shard the axis of models."
+        )
 
 
 def check_structure(where: str, params: Any, value_fn: ValueFn) -> None:

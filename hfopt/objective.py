@@ -7,6 +7,7 @@ a curvature operator takes apart again into predict and loss.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -15,15 +16,18 @@ from typing import Any, ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import SymbolicZero
 
-from hfopt.batch import Batch, Examples, as_batch, chunks, examples, part_of, size, sum_over_chunks
+from hfopt.arguments import check_mask, full_mask, require_scalar
+from hfopt.batch import Batch, Chunks, Examples, as_batch, chunks, examples, part_of, size, sum_over_chunks
 from hfopt.convolutions import canonical
 from hfopt.losses import Loss, mean_loss
+from hfopt.placement import dot
 
 Memory = Literal["auto", "keep", "recompute"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     """f(θ) = ½ l2 ‖θ‖² + (1/N) Σ_i loss(predict(θ, x_i), y_i).
 
@@ -31,8 +35,9 @@ class Objective:
       predict: ``predict(params, inputs) -> outputs``, an array or pytree with a leading batch axis.
       loss: ``loss(outputs, targets) -> losses`` per example, shape (N,) or (N, …), as ``optax.losses`` returns them;
         axes after the first are averaged too.
-      l2: 1/C, the weight of the penalty; a non-negative Python number. It belongs here rather than in a chain of
-        gradient transformations, so that value, gradient and curvature agree.
+      l2: 1/C, the weight of the penalty; a non-negative number, or a scalar array, which may be traced: with one jitted
+        function a sweep over it compiles once, and f has a derivative by it. It belongs here rather than in a chain
+        of gradient transformations, so that value, gradient and curvature agree.
       l2_mask: which parameters the penalty sees: a pytree of booleans shaped like the parameters (or a prefix of it),
         or a callable that makes one from their structure and shapes. ``None``: all.
       precision: of matrix products in value, gradient and curvature, as ``jax.default_matmul_precision`` takes it.
@@ -42,8 +47,8 @@ class Objective:
         statistics of BatchNorm instead of those of the batch; ``None``: ``predict`` itself.
 
     Raises:
-      ValueError: ``l2`` is negative.
-      TypeError: ``predict`` or ``loss`` is not callable.
+      ValueError: ``l2`` is negative or no scalar; at a call, ``l2_mask`` does not fit the parameters.
+      TypeError: ``predict`` or ``loss`` is not callable, ``l2`` is no number, or an entry of ``l2_mask`` no boolean.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hfopt
@@ -56,7 +61,7 @@ class Objective:
 
     predict: Callable[[Any, Any], Any]
     loss: Loss
-    l2: float = 0.0
+    l2: float | jax.Array = 0.0
     l2_mask: Any = None
     precision: str | None = "highest"
     curvature_predict: Callable[[Any, Any], Any] | None = None
@@ -67,17 +72,32 @@ class Objective:
         for name in ("predict", "loss"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Objective: `{name}` must be callable, got {type(getattr(self, name)).__name__}.")
-        if not self.l2 >= 0:
-            raise ValueError(f"Objective: `l2` must be at least 0, got {self.l2}.")
+        require_scalar("Objective", "l2", self.l2)
+        if self.l2_mask is not None and not callable(self.l2_mask):
+            check_mask("Objective", "l2_mask", self.l2_mask)
         try:
             with self.matmul_precision():
                 pass
         except ValueError as error:
             raise ValueError(f"Objective: `precision` is {self.precision!r}: {error}") from None
 
+    # An objective is part of what a jitted function is compiled for.
+    def __eq__(self, other: Any) -> bool:
+        return type(self) is type(other) and self._key == other._key
+
     def __hash__(self) -> int:
-        # An objective is part of what a jitted function is compiled for; a mask may be a dict, which has no hash.
-        return hash((self.predict, self.loss, self.l2, self.precision, self.curvature_predict))
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        callables = map(_comparable, (self.predict, self.loss, self.curvature_predict))
+        mask = _comparable(self.l2_mask) if callable(self.l2_mask) else _entries(self.l2_mask)
+        return (*callables, self.l2, mask, self.precision)
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether there may be a penalty: ``l2`` is not a number that is 0."""
+        return isinstance(self.l2, jax.Array) or self.l2 != 0
 
     @property
     def for_curvature(self) -> "Objective":
@@ -139,34 +159,59 @@ class Objective:
 
     def penalty(self, params: Any) -> Any:
         """½ l2 ‖θ‖² over the parameters that `l2_mask` keeps."""
-        if self.l2 == 0:
+        if not self.is_penalised:
             return 0.0
-        return 0.5 * self.l2 * optax.tree.vdot(params, self.penalised(params))
+        square = optax.tree.sum(jax.tree.map(dot, params, self.penalised(params)))
+        return 0.5 * jnp.asarray(self.l2, square.dtype) * square
 
     def penalised(self, tree: Any) -> Any:
         """``tree`` with the parameters outside `l2_mask` set to zero."""
         if self.l2_mask is None:
             return tree
-        mask = self.l2_mask(tree) if callable(self.l2_mask) else self.l2_mask
-        zero_unless = lambda keep, part: part if keep else jax.tree.map(jnp.zeros_like, part)  # noqa: E731
-        return jax.tree.map(zero_unless, mask, tree)
+        mask = full_mask("Objective", "l2_mask", self.l2_mask, tree)
+        return jax.tree.map(lambda keep, leaf: leaf if keep else jnp.zeros_like(leaf), mask, tree)
 
     def mean_loss(self, params: Any, rows: Examples) -> jax.Array:
         """Σ c_i ξ_i over the rows, without the penalty."""
         return mean_loss(self.loss, self.predict(params, rows.inputs), rows)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["batch", "curvature_batch", "evaluation_batch"],
-    meta_fields=["objective", "chunk_size", "memory"],
-)
+def _comparable(function: Any) -> Any:
+    """``function``, or something equal for this very object alone, where it has settings and so no hash."""
+    try:
+        hash(function)
+    except TypeError:
+        return _Itself(function)
+    return function
+
+
+def _entries(mask: Any) -> Any:
+    """A pytree as something that can be compared and hashed."""
+    leaves, structure = jax.tree.flatten(mask)
+    return tuple(leaves), structure
+
+
+@dataclass(frozen=True, eq=False)
+class _Itself:
+    """Equal to nothing but what wraps the very same object."""
+
+    value: Any
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
 class ValueFn:
     """The objective on a batch: ``value_fn(params) -> scalar``. Made by `Objective.bind`.
 
-    A pytree whose leaves are the batch, so it may be an argument of a jitted function or be built inside one. As a
-    function it is compared by identity: ``jax.jit(value_fn)`` works, and holds its batch as a constant.
+    A pytree whose leaves are the batch, and ``l2`` where that is an array, so it may be an argument of a jitted
+    function or be built inside one. As a function it is compared by identity: ``jax.jit(value_fn)`` works, and holds
+    its batch as a constant.
     """
 
     objective: Objective
@@ -175,6 +220,25 @@ class ValueFn:
     evaluation_batch: Batch | None
     chunk_size: int | None
     memory: Memory
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The data, with their names, and the rest."""
+        names = ("batch", "curvature_batch", "evaluation_batch")
+        data = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        objective, l2 = self.objective, None
+        if isinstance(self.objective.l2, jax.Array):
+            objective, l2 = replace(objective, l2=0.0), objective.l2
+        return (*data, (jax.tree_util.GetAttrKey("l2"), l2)), (objective, self.chunk_size, self.memory)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, data: Any) -> "ValueFn":
+        """The value function of these data, which may be anything, and this rest."""
+        objective, chunk_size, memory = rest
+        batch, curvature_batch, evaluation_batch, l2 = data
+        if l2 is not None:
+            objective = copy(objective)
+            object.__setattr__(objective, "l2", l2)  # unchecked: a transformation may put a placeholder there
+        return cls(objective, batch, curvature_batch, evaluation_batch, chunk_size, memory)
 
     @property
     def averaged(self) -> Batch:
@@ -210,13 +274,19 @@ class ValueFn:
         evaluate = canonical(self.objective.mean_loss)
         differentiate = canonical(jax.value_and_grad(self.objective.mean_loss))
 
+        # The rows are an argument: a rule that closed over them would outlive the trace they belong to.
         @jax.custom_jvp
-        def mean_loss(params: Any) -> jax.Array:
-            return sum_over_chunks(partial(evaluate, params), chunked)
+        def mean_loss(params: Any, rows: Examples) -> jax.Array:
+            return sum_over_chunks(partial(evaluate, params), Chunks(rows, chunked.number))
 
-        @mean_loss.defjvp
-        def rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-            value, gradient = sum_over_chunks(partial(differentiate, *primals), chunked)
-            return value, optax.tree.vdot(gradient, *tangents).astype(value.dtype)
+        def rule(primals: tuple[Any, Examples], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+            params, rows = primals
+            if not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents[1])):
+                raise TypeError("A chunked objective has no derivative by its batch; bind it without `chunk_size`.")
+            value, gradient = sum_over_chunks(partial(differentiate, params), Chunks(rows, chunked.number))
+            pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
+            slopes = [dot(g, t).astype(value.dtype) for g, t in pairs if not isinstance(t, SymbolicZero)]
+            return value, sum(slopes, jnp.zeros_like(value))
 
-        return mean_loss(params)
+        mean_loss.defjvp(rule, symbolic_zeros=True)
+        return mean_loss(params, chunked.rows)

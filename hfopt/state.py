@@ -14,7 +14,7 @@ class Carried(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What the last step did; scalars. Before the first step the losses are NaN."""
+    """What the last step did; scalars, all zero before the first: a NaN there would stop a hunt for NaNs."""
 
     loss: jax.Array  # f(θ) before the step, on the evaluation batch where there is one
     new_loss: jax.Array  # f(θ + s) after it, on the same batch; equal to `loss` when the step was rejected

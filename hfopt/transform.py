@@ -23,13 +23,12 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.attempt import Attempt, Found, Point, attempt, newton, scaled
-from hfopt.choices import Curvature, check_choices, check_damping, checked_call
+from hfopt.choices import Curvature, check_choices, check_damping, check_start, check_update, checked_call
 from hfopt.control.calibration import Calibrated
 from hfopt.control.damping import ByTrust, Damping
 from hfopt.control.line_search import FullStep, LineSearch
 from hfopt.control.trust_region import Earned, TrustRegion, Unbounded
 from hfopt.convolutions import canonical
-from hfopt.curvature.average import check_params
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import ConjugateGradient
@@ -131,13 +130,12 @@ def hessian_free(
     assembly = Assembly(curvature, solver, preconditioner, metric, momentum, warm_start, seed)
 
     def init(params: Any) -> HessianFreeState:
-        check_params(params)
+        check_start(params)
         dtype = _scalar_dtype(params)
         # Separate arrays: a donated state must not hold one buffer twice.
         zero = lambda: jnp.zeros((), dtype)  # noqa: E731
         none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
-        nan = lambda: jnp.full((), jnp.nan, dtype)  # noqa: E731
-        info = StepInfo(nan(), nan(), nan(), nan(), none(), none(), zero(), none(), none(), jnp.zeros((), bool))
+        info = StepInfo(zero(), zero(), zero(), zero(), none(), none(), zero(), none(), none(), jnp.zeros((), bool))
         return HessianFreeState(
             step=none(),
             rejected=none(),
@@ -159,6 +157,7 @@ def hessian_free(
     ) -> tuple[Any, HessianFreeState]:
         del extra_args
         value_fn = checked_call("hessian_free", params, value_fn)
+        check_update("hessian_free", HessianFreeState, state, params, value, updates=updates, grad=grad)
         judge, dtype = value_fn.judge, state.next_damping.dtype
         given = value is not None and judge is value_fn
         loss = jnp.asarray(value if given else judge(params), dtype)
@@ -272,7 +271,7 @@ def scale_by_gauss_newton(
     assembly = Assembly(curvature, solver, preconditioner, metric, momentum, warm_start, seed)
 
     def init(params: Any) -> GaussNewtonState:
-        check_params(params)
+        check_start(params)
         none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - separate arrays: the state may be donated
         info = DirectionInfo(jnp.zeros((), _scalar_dtype(params)), none(), none(), none())
         return GaussNewtonState(step=none(), info=info, **assembly.init(params)._asdict())
@@ -282,6 +281,7 @@ def scale_by_gauss_newton(
     ) -> tuple[Any, GaussNewtonState]:
         del extra_args
         value_fn = checked_call(where, params, value_fn)
+        check_update(where, GaussNewtonState, state, params, updates=updates)
         dtype = state.info.damping.dtype
         geometry = assembly.geometry(state, value_fn, params, widened(updates))
         used_damping = jnp.asarray(damping(state.step) if callable(damping) else damping, dtype)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hfopt.placement import dot
+
 _SMALL = 1 << 14  # elements, at most, of a leaf that is joined with others
 
 
@@ -79,14 +81,35 @@ class Packing:
 def vdot(a: Any, b: Any) -> jax.Array:
     """aᵀb of trees of one structure, summed in at least float32."""
     packing = Packing.of(widened(a))
-    parts = list(map(jnp.vdot, packing.pack(a), packing.pack(b)))
+    parts = list(map(dot, packing.pack(a), packing.pack(b)))
     widest = max((part.dtype for part in parts), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.float32)
     return optax.tree.sum([part.astype(widest) for part in parts])
 
 
 def norm(a: Any) -> jax.Array:
-    """‖a‖ = √(aᵀa)."""
-    return jnp.sqrt(vdot(a, a))
+    """‖a‖ = √(aᵀa), also where the squares of the entries would under- or overflow."""
+    largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(widened(a))]
+    if not largest:
+        return jnp.sqrt(vdot(a, a))
+    dtype = max((top.dtype for top in largest), key=lambda dtype: jnp.finfo(dtype).bits)
+    unit = _unit(jnp.stack([top.astype(dtype) for top in largest]).max())
+    scaled = jax.tree.map(lambda x: x / unit.astype(x.dtype), widened(a))
+    return unit * jnp.sqrt(vdot(scaled, scaled)).astype(dtype)
+
+
+def norms(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """Euclidean norms along an axis of an array, of all of it for ``None``; without under- or overflow, as `norm`."""
+    unit = _unit(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
+    return jnp.squeeze(unit, axis) * jnp.linalg.norm(x / unit, axis=axis)
+
+
+def _unit(largest: jax.Array) -> jax.Array:
+    """The power of two at ``largest``, by which a division rounds nothing; 1 for 0 and for what is not finite."""
+    usable = (largest > 0) & jnp.isfinite(largest)
+    _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
+    # Neither the unit nor its reciprocal may leave the normal numbers.
+    limits = jnp.finfo(largest.dtype)
+    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, limits.minexp + 1, limits.maxexp - 2))
 
 
 def widened(tree: Any) -> Any:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt import arguments
 from hfopt.choices import check_structure
 from hfopt.curvature.average import check_value_fn
 from hfopt.objective import Objective, ValueFn
@@ -82,7 +83,7 @@ def masked(tx: optax.GradientTransformationExtraArgs, mask: Any) -> optax.Gradie
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Restricted(Objective):
     """``whole`` as a function of the parameters that ``keep`` keeps, with the others as in ``params``.
 
@@ -94,8 +95,6 @@ class _Restricted(Objective):
     keep: Any = None
 
     takes_masked: ClassVar[bool] = True
-
-    __hash__ = Objective.__hash__
 
     def penalty(self, params: Any) -> Any:
         """½ l2 ‖θ‖² of all parameters."""
@@ -125,16 +124,7 @@ def _merged(kept: Any, others: Any) -> Any:
 
 def _full_mask(mask: Any, params: Any) -> Any:
     """The mask with one boolean for every parameter."""
-    mask = mask(params) if callable(mask) else mask
-    for path, entry in jax.tree.leaves_with_path(mask):
-        if not isinstance(entry, bool):
-            raise TypeError(
-                f"masked: entries of `mask` must be True or False, mask{jax.tree_util.keystr(path)} is {entry!r}."
-            )
-    try:
-        full = jax.tree.map(lambda kept, part: jax.tree.map(lambda _: kept, part), mask, params)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"masked: `mask` must be shaped like the parameters or a prefix of them: {error}") from None
+    full = arguments.full_mask("masked", "mask", mask, params)
     if jax.tree.leaves(full) and not any(jax.tree.leaves(full)):
         raise ValueError("masked: `mask` keeps none of the parameters, so there is nothing to train.")
     return full

@@ -17,7 +17,8 @@ EXPERIMENTS = Path(experiments.__file__).parent
 
 # Data flows down these lists: a module imports only from lines above its own, or from its own line.
 ORDER = [
-    ["arguments", "convolutions", "batch", "vectors"],
+    ["arguments", "convolutions", "placement", "outputs"],
+    ["batch", "vectors"],
     ["losses"],
     ["objective"],
     ["curvature"],

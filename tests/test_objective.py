@@ -1,7 +1,9 @@
 """The objective: values, gradients, chunks, weights, and the errors at the boundary."""
 
+from dataclasses import dataclass
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
+from hfopt.curvature.diagonal import squared_gradients
 from tests.cases import CASES, Case, dense_value, relative_error, slowly
 
 VALUE_CASES = ["mlp-huber", slowly("cnn-softmax-integer"), slowly("rnn-softmax-integer"), "two-heads"]
@@ -135,3 +138,141 @@ def test_bad_input_gets_one_clear_message(call, message):
 def test_what_is_not_callable_is_refused():
     with pytest.raises(TypeError, match="`loss` must be callable, got str"):
         hfopt.Objective(lambda p, x: x, "mse")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"l2": "0.1"}, TypeError, r"`l2` must be a number, got '0\.1'"),
+        ({"l2": True}, TypeError, "`l2` must be a number, got True"),
+        ({"l2": jnp.ones(3)}, ValueError, r"`l2` must be one real number, got shape \(3,\).*jax\.vmap"),
+        ({"l2": jnp.asarray(-1.0)}, ValueError, "`l2` must be at least 0, got -1.0"),
+        ({"l2_mask": {"w": "yes", "b": "no"}}, TypeError, r"True or False, l2_mask\['b'\] is 'no'"),
+        ({"l2_mask": {"w": True, "b": 0}}, TypeError, r"True or False, l2_mask\['b'\] is 0"),
+        ({"l2_mask": {"W": True}}, ValueError, r"`l2_mask` must be shaped like the parameters.*'b'.*'w'.*got.*'W'"),
+        ({"l2_mask": lambda p: {"w": 1.0}}, TypeError, r"l2_mask\['w'\] is 1\.0"),
+    ],
+)
+def test_penalties_that_do_not_fit_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        hfopt.Objective(lambda p, x: x @ p["w"], optax.l2_loss, **({"l2": 1.0} | options)).bind((X, Y[:, 0]))(
+            {"w": jnp.ones(2), "b": jnp.zeros(2)}
+        )
+
+
+def _ridge(l2):
+    x, y = jax.random.normal(jax.random.key(0), (9, 3)), jax.random.normal(jax.random.key(1), (9,))
+    return hfopt.Objective(_product, optax.squared_error, l2=l2).bind((x, y))
+
+
+def _ridge_minimum(l2: float):
+    """(2 XᵀX / N + l2 I)⁻¹ 2 Xᵀy / N."""
+    x, y = map(np.asarray, _ridge(l2).batch[:2])
+    return np.linalg.solve(2 * x.T @ x / 9 + l2 * np.eye(3), 2 * x.T @ y / 9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_a_penalty_may_be_an_array(dtype):
+    l2, params = jnp.asarray(0.3, dtype), jnp.arange(3.0)
+    value_fn, plain = _ridge(l2), _ridge(float(l2))
+    assert value_fn(params) == pytest.approx(float(plain(params)), rel=1e-14)
+    given, expected = (hfopt.gauss_newton(f, params).to_dense() for f in (value_fn, plain))
+    np.testing.assert_allclose(given, expected, rtol=1e-13)
+
+
+def test_a_sweep_of_the_penalty_compiles_once_and_finds_every_minimum():
+    traces = []
+    tx = hfopt.hessian_free(trust_region=None, damping=hfopt.constant_damping(1e-12), preconditioner=None)
+
+    @jax.jit
+    def fit(value_fn):
+        traces.append(None)
+
+        def step(carry, _):
+            params, state = carry
+            value, grad = jax.value_and_grad(value_fn)(params)
+            updates, state = tx.update(grad, state, params, value=value, value_fn=value_fn)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (jnp.zeros(3), tx.init(jnp.zeros(3))), length=6)[0][0]
+
+    for l2 in (0.1, 1.0, 10.0):
+        np.testing.assert_allclose(fit(_ridge(jnp.asarray(l2))), _ridge_minimum(l2), atol=1e-7)
+    assert len(traces) == 1
+
+
+def test_the_objective_has_a_derivative_by_its_penalty_and_maps_over_it():
+    params = jnp.arange(3.0)
+    value = lambda l2: _ridge(l2)(params)  # noqa: E731
+    assert jax.grad(value)(0.2) == pytest.approx(2.5)  # ½ ‖θ‖²
+    np.testing.assert_allclose(np.diff(jax.vmap(value)(jnp.array([1.0, 2.0, 4.0]))), [2.5, 5.0])
+
+
+def test_what_is_not_finite_in_examples_of_weight_zero_does_not_count():
+    """In inputs, targets or both; value, gradient, operators and diagonals are those of the other examples."""
+    x, y = jax.random.normal(jax.random.key(0), (5, 3)), jax.random.normal(jax.random.key(1), (5,))
+    weights, kept = jnp.array([1.0, 2.0, 0.0, 0.5, 0.0]), np.array([0, 1, 3])
+    objective = hfopt.Objective(lambda p, x: jnp.tanh(x @ p) / jnp.linalg.norm(x, axis=-1), optax.squared_error, l2=0.1)
+    spoilt = objective.bind((x.at[2, 1].set(jnp.inf), y.at[2:5:2].set(jnp.nan), weights), chunk_size=2)
+    clean = objective.bind((x[kept], y[kept], weights[kept]))
+
+    @jax.jit
+    def seen(f):
+        params = jnp.arange(3.0)
+        operators = (hfopt.gauss_newton, hfopt.hessian, hfopt.empirical_fisher, partial(hfopt.fisher, samples="exact"))
+        products = [operator(f, params) @ jnp.ones(3) for operator in operators]
+        return jax.value_and_grad(f)(params), products, squared_gradients(f, params)
+
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), seen(spoilt), seen(clean))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.zeros(4), "weights in `batch` are all 0"),
+        (np.zeros(4, bool), "weights in `batch` are all 0"),
+        (jnp.array([1.0, -1.0, 1.0, 1.0]), "must be finite and at least 0, got -1 for example 1"),
+        (np.array([1.0, 1.0, np.nan, 1.0]), "must be finite and at least 0, got nan for example 2"),
+    ],
+)
+def test_weights_that_make_no_mean_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        _bind((X, Y, weights))
+
+
+@dataclass
+class _Scaled:
+    """A loss with settings, which make it unhashable."""
+
+    by: float = 2.0
+
+    def __call__(self, z, y):
+        return self.by * optax.squared_error(z, y)
+
+
+class _Module(eqx.Module):
+    scale: jax.Array
+
+    def __call__(self, z, y):
+        return self.scale * optax.squared_error(z, y)
+
+
+@pytest.mark.parametrize("make", [_Scaled, lambda: _Module(jnp.asarray(2.0))], ids=["dataclass", "module"])
+def test_losses_with_settings_are_compared_by_identity(make):
+    given, traces = make(), []
+
+    @jax.jit
+    def evaluate(params, f):
+        traces.append(None)
+        return jax.value_and_grad(f)(params), hfopt.gauss_newton(f, params).trace()
+
+    params = jnp.ones((2, 2))
+    (value, _), trace = evaluate(params, _bind((X, Y), loss=given, predict=_product))
+    evaluate(params, _bind((X, Y), loss=given, predict=_product))
+    assert len(traces) == 1
+    (plain, _), plain_trace = evaluate(params, _bind((X, Y), predict=_product))
+    assert (value, trace) == (pytest.approx(2 * float(plain)), pytest.approx(2 * float(plain_trace)))
+
+
+def _product(p, x):
+    return x @ p

@@ -54,6 +54,17 @@ def test_steps_on_eight_devices_are_those_of_one():
 
 
 @pytest.mark.slow
+def test_steps_and_operators_on_a_mesh_with_explicit_axes_are_those_without_a_mesh():
+    report = json.loads(output(start("-m", "tests.explicit_steps", flags="--xla_force_host_platform_device_count=4")))
+    assert report["devices"] == 4
+    assert len(report["without"]) == len(report["explicit"]) == 17
+    for name, expected in report["without"].items():
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(report["explicit"][name], expected, atol=1e-6 * scale, rtol=0, err_msg=name)
+    assert set(report["check"]) == {"ok"}
+
+
+@pytest.mark.slow
 def test_a_run_saved_on_eight_devices_goes_on_with_any_number(tmp_path):
     program = start("-m", "tests.restored_steps", tmp_path, flags="--xla_force_host_platform_device_count=8")
     report = json.loads(output(program))

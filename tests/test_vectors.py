@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hfopt import vectors
-from hfopt.vectors import Packing, norm, vdot
+from hfopt.vectors import Packing, norm, norms, vdot
 
 
 @pytest.fixture
@@ -63,3 +63,26 @@ def test_leaves_that_an_explicit_sharding_splits_are_not_joined():
     packing = Packing.of([split, jnp.ones(2), jnp.ones(3)])
     assert packing.large == (0,)
     assert packing.small == ((1, 2),)
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1.0, 1e20, 1e37])
+def test_norms_neither_under_nor_overflow(scale):
+    tree = {"a": scale * jnp.arange(1.0, 5.0), "b": scale * jnp.ones((2, 2)), "c": jnp.zeros(0)}
+    wide = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+    assert norm(tree) == pytest.approx(np.linalg.norm(wide), rel=1e-6)
+    rows = jnp.stack([tree["a"], 0 * tree["a"]])
+    np.testing.assert_allclose(norms(rows, axis=1), np.linalg.norm(np.asarray(rows, np.float64), axis=1), rtol=1e-6)
+    assert norms(rows) == pytest.approx(np.linalg.norm(np.asarray(rows, np.float64)), rel=1e-6)
+
+
+def test_norms_of_what_is_not_finite_or_nothing():
+    assert norm({"a": jnp.array([jnp.inf, 1.0])}) == jnp.inf
+    assert jnp.isnan(norm([jnp.array([jnp.nan, 1.0]), jnp.ones(2)]))
+    assert norm({"a": jnp.zeros(3)}) == norm({"a": jnp.zeros(0)}) == 0
+    assert norm({"a": jnp.ones(4, jnp.bfloat16), "b": jnp.ones(5)}) == 3
+
+
+def test_a_norm_rounds_as_without_scaling():
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    assert norm(x) == jnp.sqrt(vdot(x, x))

@@ -1,42 +1,37 @@
 """A doctor for one's own problem: does this objective, on this batch, keep what second-order steps rely on?
 
-Each check takes a `ValueFn` and parameters and returns a `Finding`; `check` runs all of them. Together they evaluate
-the objective and its products some forty times on the batch they are given, as a few Hessian-free steps do.
+Each examination takes a `Case` and returns what it found; `check` runs all of them. Compiling is what takes the time,
+so they share five programs: the value, on the batch and on half of it, the value with its gradient, products, the loss.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hfopt.analysis.case import Case, eps, normal, wide
+from hfopt.analysis import examples, loss, model
+from hfopt.analysis.case import Case, eps, name_of
 from hfopt.analysis.gradient import gradient
 from hfopt.analysis.report import Finding, Report, Status
-from hfopt.batch import Batch, Examples, examples, size
-from hfopt.choices import checked_call
+from hfopt.choices import check_problem
 from hfopt.curvature.average import check_value_fn
-from hfopt.curvature.gauss_newton import gauss_newton
-from hfopt.curvature.linearize import linearize
-from hfopt.losses import Loss, output_hessian
 from hfopt.objective import ValueFn
-from hfopt.solve.cg import ConjugateGradient
-from hfopt.vectors import norm, vdot
+from hfopt.outputs import coordinates
+from hfopt.vectors import norm
 
-_EXACT_OUTPUTS = 64  # numbers an example, up to which B is looked at whole
-_PROBES, _ITERATIONS = 16, 4
+_LARGE = 1e4  # a value above it is in another unit than the defaults are made for
 
 
 def check(value_fn: ValueFn, params: Any, *, seed: int = 0) -> Report:
     """Examine an objective on a batch, at ``params``.
 
     evaluation: value and gradient exist and are finite; dtypes: outputs and losses are float32 or wider;
-    determinism: see `determinism`; gradient: gᵀv against central differences; mean: the loss is a mean over examples,
-    not a sum; chunks: examples do not look at one another; symmetry: uᵀGv = vᵀGu; convexity: B ⪰ 0, at the outputs and
-    around them; parameters: none is without effect; cost: memory, and seconds a step.
+    scale: the unit of the objective is one that the defaults are made for; determinism: see `determinism`; gradient:
+    gᵀv against central differences; shapes: outputs and targets do not broadcast; mean: the loss is a mean over
+    examples, not a sum; chunks: examples do not look at one another; symmetry: uᵀGv = vᵀGu; convexity: B ⪰ 0, at the
+    outputs and around them; curvature: B ≠ 0; parameters: none is without effect, and none a running statistic; cost:
+    memory, and seconds a step. A comparison with a number that is not finite is a failure.
 
     Args:
       value_fn: from `hfopt.Objective.bind`, with the batch and ``chunk_size`` it is to be trained with.
@@ -58,39 +53,13 @@ def check(value_fn: ValueFn, params: Any, *, seed: int = 0) -> Report:
       >>> report.ok, str(report["symmetry"].status)
       (True, 'ok')
     """
-    check_value_fn(value_fn)
-    checked_call("check", params, value_fn)
-    case = Case(value_fn, params, jax.jit(lambda p, f: f(p)), jax.jit(lambda p, f: jax.value_and_grad(f)(p)))
+    check_problem("check", params, value_fn)
+    case = _case(value_fn, params, seed)
     first = _evaluation(case)
-    rest: list[Callable[..., Finding]] = [
-        _dtypes,
-        determinism,
-        gradient,
-        _mean,
-        _chunks,
-        _symmetry,
-        _convexity,
-        _parameters,
-        _cost,
-    ]
     if first.status is Status.FAILED:
-        return Report((first, *(Finding(_name(c), Status.SKIPPED, "the objective cannot be evaluated") for c in rest)))
-    keys = jax.random.split(jax.random.key(seed), len(rest))
-    return Report((first, *(_examined(c, case, key) for c, key in zip(rest, keys, strict=True))))
-
-
-def _evaluation(case: Case) -> Finding:
-    try:
-        value, grad = case.value_and_grad(case.params, case.value_fn)
-    except Exception as error:
-        return Finding("evaluation", Status.FAILED, f"{type(error).__name__}: {error}")
-    if not jnp.isfinite(value):
-        return Finding("evaluation", Status.FAILED, f"the value is {value}", "Look for overflow, log 0 and bad data.")
-    paths = [_path(path) for path, leaf in jax.tree.leaves_with_path(grad) if not jnp.isfinite(leaf).all()]
-    if paths:
-        advice = "Look for a square root, a norm or a division at 0, and for jnp.where around them."
-        return Finding("evaluation", Status.FAILED, f"the gradient is not finite in {', '.join(paths)}", advice)
-    return Finding("evaluation", Status.OK, f"f = {value:.6g}, ‖g‖ = {norm(grad):.3g}")
+        why = "the objective cannot be evaluated"
+        return Report((first, *(Finding(name, Status.SKIPPED, why) for names in _EXAMINATIONS for name in names)))
+    return Report((first, *(f for names, examine in _EXAMINATIONS.items() for f in _examined(names, examine, case))))
 
 
 def determinism(value_fn: ValueFn, params: Any) -> Finding:
@@ -100,220 +69,97 @@ def determinism(value_fn: ValueFn, params: Any) -> Finding:
     key that is drawn inside the model, and state that the model changes as it is called. Equal means: to 100 units in
     the last place, since two programs may sum in different orders.
     """
-    value = lambda p, f: f(p)  # noqa: E731
-    once = jax.jit(lambda p, f: value(p, f))
-    values = [once(params, value_fn), once(params, value_fn)]
-    values.append(jax.jit(lambda p, f: value(p, f))(params, value_fn))
-    values.append(jax.jit(lambda p, f: jax.value_and_grad(f)(p)[0])(params, value_fn))
+    check_value_fn(value_fn)
+    return _determinism(_case(value_fn, params, 0))[0]
+
+
+def _case(value_fn: ValueFn, params: Any, seed: int) -> Case:
+    # Functions of this very case, since what is compiled for one model may not be what another trace of it gives.
+    value, value_and_grad = jax.jit(lambda p, f: f(p)), jax.jit(lambda p, f: jax.value_and_grad(f)(p))
+    return Case(value_fn, params, jax.random.key(seed), value, value_and_grad)
+
+
+def _evaluation(case: Case) -> Finding:
+    try:
+        value, grad = case.evaluated
+    except Exception as error:
+        return Finding("evaluation", Status.FAILED, f"{type(error).__name__}: {error}")
+    if not jnp.isfinite(value):
+        advice = "Look for overflow, log 0 and bad data."
+        if case.value_fn.batch.weights is not None:
+            advice += " Examples of weight 0 do not count; all others, and what the model makes of finite data, do."
+        else:
+            advice += " Examples that are to be left out get a weight of 0: (inputs, targets, weights)."
+        return Finding("evaluation", Status.FAILED, f"the value is {value}", advice)
+    paths = [name_of(path) for path, leaf in jax.tree.leaves_with_path(grad) if not jnp.isfinite(leaf).all()]
+    if paths:
+        advice = "Look for a square root, a norm or a division at 0, and for jnp.where around them."
+        return Finding("evaluation", Status.FAILED, f"the gradient is not finite in {', '.join(paths)}", advice)
+    return Finding("evaluation", Status.OK, f"f = {value:.6g}, ‖g‖ = {norm(grad):.3g}")
+
+
+def _determinism(case: Case) -> tuple[Finding]:
+    # Two programs, each traced on its own, and each run twice.
+    values = [case.value(case.params, case.value_fn) for _ in range(2)]
+    values += [case.value_and_grad(case.params, case.value_fn)[0] for _ in range(2)]
     if not all(map(jnp.isfinite, values)):
-        return Finding("determinism", Status.FAILED, f"the value is {values[0]}", "See what hfopt.check says of it.")
+        return (Finding("determinism", Status.FAILED, f"the value is {values[0]}", "See what hfopt.check says of it."),)
     low, high = min(map(float, values)), max(map(float, values))
     if high - low <= 100 * eps(values[0]) * abs(high):
-        return Finding("determinism", Status.OK, f"{len(values)} evaluations by 3 programs agree")
-    return Finding(
-        "determinism",
-        Status.FAILED,
-        f"evaluations at the same parameters lie between {low:.6g} and {high:.6g}",
-        "Draw the key once a step, outside the model, and let `predict` close over it; hfopt.flax does so.",
+        return (Finding("determinism", Status.OK, f"{len(values)} evaluations by 2 programs agree"),)
+    return (
+        Finding(
+            "determinism",
+            Status.FAILED,
+            f"evaluations at the same parameters lie between {low:.6g} and {high:.6g}",
+            "Draw the key once a step, outside the model, and let `predict` close over it; hfopt.flax does so.",
+        ),
     )
 
 
-def _dtypes(case: Case, key: jax.Array) -> Finding:
-    objective, rows, params = case.value_fn.objective, examples(case.value_fn.batch), case.params
-    outputs = jax.eval_shape(lambda p, x: objective.predict(p, x), params, rows.inputs)
-    losses = jax.eval_shape(objective.loss, outputs, rows.targets)
+def _dtypes(case: Case) -> tuple[Finding]:
+    objective, rows = case.value_fn.objective, case.value_fn.batch
+    returned = jax.eval_shape(lambda p, x: objective.predict(p, x), case.params, rows.inputs)
+    losses = jax.eval_shape(objective.loss, returned, rows.targets)
+    outputs = jax.eval_shape(coordinates, returned)
     names = lambda tree: ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(tree)}))  # noqa: E731
-    detail = f"parameters {names(params)}; outputs {names(outputs)}; losses {names(losses)}"
+    detail = f"parameters {names(case.params)}; outputs {names(returned)}; losses {names(losses)}"
     if any(jnp.finfo(x.dtype).bits < 32 for x in jax.tree.leaves((outputs, losses))):
         advice = "Cast the outputs to float32 before the loss: its derivatives lose what CG needs."
-        return Finding("dtypes", Status.WARNING, detail, advice)
-    return Finding("dtypes", Status.OK, detail)
+        return (Finding("dtypes", Status.WARNING, detail, advice),)
+    return (Finding("dtypes", Status.OK, detail),)
 
 
-def _mean(case: Case, key: jax.Array) -> Finding:
-    count = max(1, size(case.value_fn.batch) // 2)
-    inputs, targets, _ = case.value_fn.batch
-    once = Batch(*jax.tree.map(lambda x: x[:count], (inputs, targets)))
-    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), once)
-    penalty = float(case.value_fn.objective.penalty(case.params))
-    single, double = (float(case.value(case.params, _on(batch, case))) - penalty for batch in (once, twice))
-    change = abs(double - single)
-    if change <= 1e-3 * abs(single) + 10 * float(jnp.finfo(jnp.float32).eps) * abs(penalty):
-        return Finding("mean", Status.OK, "every example twice: the same value")
-    detail = f"every example twice: the mean loss goes from {single:.6g} to {double:.6g}"
-    if abs(double - 2 * single) < 0.25 * abs(single):
-        advice = "The losses grow with the batch: return each example's own loss, not their sum."
-        return Finding("mean", Status.FAILED, detail, advice)
-    return Finding("mean", Status.WARNING, detail, "The examples see one another, or a dropout mask of another shape.")
-
-
-def _chunks(case: Case, key: jax.Array) -> Finding:
-    value_fn = case.value_fn
-    whole = min(size(value_fn.batch), value_fn.chunk_size or size(value_fn.batch))
-    if whole < 2:
-        return Finding("chunks", Status.SKIPPED, "there is one example only")
-    halves = replace(value_fn, chunk_size=-(-whole // 2))
-    given, halved = (float(case.value(case.params, f)) for f in (value_fn, halves))
-    if abs(given - halved) <= 1e-4 * abs(given):
-        return Finding("chunks", Status.OK, "chunks half as large: the same value")
-    return Finding(
-        "chunks",
-        Status.WARNING,
-        f"chunks half as large: f goes from {given:.6g} to {halved:.6g}",
-        "The examples see one another (BatchNorm on the statistics of the batch) or one dropout mask is used for every "
-        "chunk: value, gradient and products agree only at one and the same chunk_size.",
-    )
-
-
-def _symmetry(case: Case, key: jax.Array) -> Finding:
-    u, v = (normal(k, case.params) for k in jax.random.split(key))
-
-    @jax.jit
-    def forms(params: Any, f: ValueFn) -> Any:
-        operator = gauss_newton(f, params)
-        gu, gv = operator @ u, operator @ v
-        return vdot(u, gv), vdot(v, gu), vdot(u, gu), vdot(v, gv), operator.quadratic_form(u)
-
-    ugv, vgu, ugu, vgv, quadratic = map(float, forms(case.params, case.value_fn))
-    scale = max(abs(ugu * vgv) ** 0.5, abs(ugv), abs(vgu), 1e-30)
-    apart = max(abs(ugv - vgu), abs(quadratic - ugu)) / scale
-    if apart > max(1e-3, 4 * _coarsest(case)):
-        return Finding(
-            "symmetry",
-            Status.FAILED,
-            f"uᵀGv and vᵀGu, or vᵀGv by one jvp, differ by {apart:.1e} of their size",
-            "A rule of custom_jvp or linear_call is not the derivative, or not the transpose, of what it stands for.",
+def _scale(case: Case) -> tuple[Finding]:
+    value = float(case.evaluated[0])
+    if not abs(value) <= _LARGE:
+        advice = (
+            "Damping and trust begin with numbers for losses of order one, and would take long to grow. Divide the "
+            "loss, or for a squared error the targets, by a typical size: its standard deviation, or f at the start."
         )
-    return Finding("symmetry", Status.OK, f"uᵀGv = vᵀGu to {apart:.0e}")
+        return (Finding("scale", Status.WARNING, f"f = {value:.3g}", advice),)
+    return (Finding("scale", Status.OK, f"f = {value:.3g}, of order one or less"),)
 
 
-def _convexity(case: Case, key: jax.Array) -> Finding:
-    objective, rows = case.value_fn.objective.for_curvature, _first_chunk(case.value_fn.averaged, case)
-    with objective.matmul_precision():
-        outputs = jax.jit(lambda p, x: objective.predict(p, x))(case.params, rows.inputs)
-    extremes = jax.jit(_extremes(objective.loss))
-    lowest, highest, where = 0.0, 0.0, "at the outputs"
-    for spread, name in ((0.0, "at the outputs"), (1.0, "one standard deviation away"), (3.0, "three away")):
-        noise = normal(key, outputs)
-        moved = jax.tree.map(lambda z, n, s=spread: z + (s * (jnp.std(z) + 1e-3) * n).astype(z.dtype), outputs, noise)
-        low, high = map(float, extremes(moved, rows, key))
-        if low < lowest:
-            lowest, where = low, name
-        highest = max(highest, high)
-    if lowest < -max(1e-4, 4 * _coarsest(case)) * max(highest, -lowest):
-        return Finding(
-            "convexity",
-            Status.FAILED,
-            f"the loss is not convex in the outputs: uᵀBu = {lowest:.2e} {where}, against {highest:.2e} at most",
-            "G is then indefinite. Take a convex loss, hfopt.fisher for a log-likelihood, or hfopt.hessian, with which "
-            "hessian_free follows negative curvature.",
-        )
-    return Finding("convexity", Status.OK, "B ⪰ 0 at the outputs and around them")
+# Names of the findings -> what finds them.
+_EXAMINATIONS: dict[tuple[str, ...], Callable[[Case], tuple[Finding, ...]]] = {
+    ("dtypes",): _dtypes,
+    ("scale",): _scale,
+    ("determinism",): _determinism,
+    ("gradient",): lambda case: (gradient(case, case.key),),
+    ("shapes",): loss.shapes,
+    ("mean", "chunks"): examples.mean_and_chunks,
+    ("symmetry",): model.symmetry,
+    ("convexity", "curvature"): loss.convexity_and_curvature,
+    ("parameters",): model.parameters,
+    ("cost",): model.cost,
+}
 
 
-def _extremes(loss: Loss) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The least and the largest uᵀB_i u over examples: eigenvalues where the outputs are few, otherwise probes."""
-
-    def extremes(outputs: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        product, count = output_hessian(loss, outputs, rows), size(rows)
-        width = sum(z.size for z in jax.tree.leaves(outputs)) // count
-        if width <= _EXACT_OUTPUTS and len(jax.tree.leaves(outputs)) == 1:
-            (leaf,), tree = jax.tree.flatten(outputs)
-            basis = jnp.broadcast_to(jnp.eye(width, dtype=leaf.dtype)[:, None], (width, count, width))
-            columns = jax.lax.map(lambda e: product(jax.tree.unflatten(tree, [e.reshape(leaf.shape)])), basis)
-            matrices = jnp.moveaxis(jax.tree.leaves(columns)[0].reshape(width, count, width), 0, -1)
-            forms = jnp.linalg.eigvalsh((matrices + jnp.moveaxis(matrices, -1, -2)).astype(wide(leaf)) / 2)
-        else:
-
-            def form(key: jax.Array) -> jax.Array:
-                u = normal(key, outputs)
-                terms = jax.tree.map(lambda a, b: (a * b).astype(wide(a)).reshape(count, -1).sum(1), u, product(u))
-                return jnp.stack(jax.tree.leaves(terms)).sum(0)
-
-            forms = jax.lax.map(form, jax.random.split(key, _PROBES))
-        return forms.min(), forms.max()
-
-    return extremes
-
-
-def _parameters(case: Case, key: jax.Array) -> Finding:
-    objective, params = case.value_fn.objective, case.params
-    inputs = _first_chunk(case.value_fn.batch, case).inputs
-
-    @jax.jit
-    def pulled(params: Any, inputs: Any) -> Any:
-        linear = linearize(lambda p: objective.predict(p, inputs), params)
-        return jax.tree.map(lambda x: jnp.any(x != 0), linear.vjp(normal(key, linear.outputs)))
-
-    dead = [_path(path) for path, used in jax.tree.leaves_with_path(pulled(params, inputs)) if not used]
-    if dead:
-        return Finding(
-            "parameters",
-            Status.WARNING,
-            f"no effect on the outputs: {', '.join(dead)}",
-            "Unused, cut off by stop_gradient, or behind units that are all dead. With l2 they only decay; "
-            "hfopt.masked leaves them out.",
-        )
-    return Finding("parameters", Status.OK, f"all {len(jax.tree.leaves(params))} arrays act on the outputs")
-
-
-def _cost(case: Case, key: jax.Array) -> Finding:
-    def solve(params: Any, f: ValueFn) -> Any:
-        value, grad = jax.value_and_grad(f)(params)
-        solver = ConjugateGradient(_ITERATIONS, stop=())
-        return value, solver.solve(gauss_newton(f, params), grad, damping=1.0).solution
-
-    program = jax.jit(solve).lower(case.params, case.value_fn).compile()
-    seconds = [_seconds(run, case.params, case.value_fn) for run in (case.value_and_grad, program)]
-    product = max(seconds[1] - seconds[0], 0.0) / _ITERATIONS
-    memory = program.memory_analysis()
-    used = "unknown" if memory is None else f"{memory.temp_size_in_bytes / 2**20:.1f} MiB"
-    detail = (
-        f"value_and_grad {_readable(seconds[0])}, a product {_readable(product)}: about "
-        f"{_readable(2 * seconds[0] + 11 * product)} and {used} for a step of 10 CG iterations, besides data and state"
-    )
-    return Finding("cost", Status.OK, detail)
-
-
-def _examined(examine: Callable[..., Finding], case: Case, key: jax.Array) -> Finding:
+def _examined(
+    names: tuple[str, ...], examine: Callable[[Case], tuple[Finding, ...]], case: Case
+) -> tuple[Finding, ...]:
     try:
-        return determinism(case.value_fn, case.params) if examine is determinism else examine(case, key)
+        return examine(case)
     except Exception as error:
-        return Finding(_name(examine), Status.FAILED, f"{type(error).__name__}: {error}")
-
-
-def _name(examine: Callable[..., Finding]) -> str:
-    return examine.__name__.removeprefix("_")
-
-
-def _path(path: Any) -> str:
-    return f"params{jax.tree_util.keystr(path)}"
-
-
-def _first_chunk(batch: Batch, case: Case) -> Examples:
-    return jax.tree.map(lambda x: x[: case.value_fn.chunk_size], examples(batch))
-
-
-def _coarsest(case: Case) -> float:
-    """ε of the narrowest dtype among parameters and outputs."""
-    inputs = case.value_fn.batch.inputs
-    outputs = jax.eval_shape(lambda p, x: case.value_fn.objective.predict(p, x), case.params, inputs)
-    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves((case.params, outputs)))
-
-
-def _on(batch: Batch, case: Case) -> ValueFn:
-    return replace(case.value_fn, batch=batch, evaluation_batch=None, curvature_batch=None)
-
-
-def _seconds(program: Callable[..., Any], *arguments: Any) -> float:
-    """The least of two, after a first call."""
-    taken = []
-    for _ in range(3):
-        began = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        taken.append(time.perf_counter() - began)
-    return float(np.min(taken[1:]))
-
-
-def _readable(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+        return tuple(Finding(name, Status.FAILED, f"{type(error).__name__}: {error}") for name in names)

@@ -20,7 +20,7 @@ from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.hessian import hessian
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
-from hfopt.vectors import norm, vdot
+from hfopt.vectors import norm, norms, vdot
 
 _DENSE = 512  # rows, up to which all eigenvalues are computed
 _FAILURE = 1e-6  # probability with which an eigenvalue may lie beyond the bounds
@@ -168,7 +168,7 @@ def _check_pairs(pairs: Eigenpairs, operator: Operator) -> None:
     for end in (0, -1):
         vector = jax.tree.map(lambda v, end=end: v[end], pairs.vectors)
         image = operator.flat.ravel(operator @ vector)
-        residual = float(jnp.linalg.norm(image - pairs.values[end] * operator.flat.ravel(vector)))
+        residual = float(norms(image - pairs.values[end] * operator.flat.ravel(vector)))
         if not residual <= 2 * float(pairs.residuals[end]) + rounding:
             raise ValueError(
                 f"classify: `pairs` are not of this operator: λ = {pairs.values[end]:.3g} has a residual of "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hfopt.analysis.krylov import empty, extend
+from hfopt.arguments import require_key
 from hfopt.curvature.flat import FlatProduct
 from hfopt.curvature.operator import Operator
 
@@ -69,6 +70,7 @@ def density(operator: Operator, key: jax.Array, probes: int = 10, depth: int = 2
     """
     if probes < 1 or depth < 1:
         raise ValueError(f"density: `probes` and `depth` must be at least 1, got {probes} and {depth}.")
+    require_key("density", key)
     flat = operator.flat
     keys = jax.random.split(key, probes)
     return Density(*_quadratures(flat.product, flat.size, flat.dtype, min(depth, flat.size), flat.captured, keys))

@@ -1,11 +1,13 @@
 """The gradient against central differences, in the precision of the model itself."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hfopt.analysis.case import Case, eps, normal, wide
+from hfopt.analysis.case import Case, eps, wide
+from hfopt.analysis.measured import draw
 from hfopt.analysis.report import Finding, Status
 from hfopt.vectors import norm, vdot
 
@@ -22,7 +24,7 @@ class _Estimate(NamedTuple):
 
     @property
     def told(self) -> bool:
-        return max(abs(self.difference), abs(self.slope)) > 2 * self.floor
+        return math.isfinite(self.difference) and max(abs(self.difference), abs(self.slope)) > 2 * self.floor
 
     @property
     def apart(self) -> float:
@@ -35,12 +37,12 @@ def gradient(case: Case, key: jax.Array) -> Finding:
 
     A direction counts as wrong where no distance shows agreement and two distances agree on another slope.
     """
-    f, grad = case.value_and_grad(case.params, case.value_fn)
-    keys = jax.random.split(key, _DIRECTIONS)
-    scaled = [jax.tree.map(lambda n, g: jnp.abs(n) * g, normal(k, grad), grad) for k in keys[1:]]
-    directions, agreed = [grad, *scaled, normal(keys[0], grad)], 0
+    f, grad = case.evaluated
+    directions, agreed, beyond = _directions(key, grad), 0, False
     for direction in directions:
-        estimates = [e for e in _estimates(case, f, grad, direction) if e.told]
+        every = _estimates(case, f, grad, direction)
+        beyond |= bool(every) and not math.isfinite(every[-1].difference)
+        estimates = [e for e in every if e.told]
         if any(e.apart <= _ALLOWED for e in estimates):
             agreed += 1
         elif len(estimates) > 1:
@@ -52,6 +54,9 @@ def gradient(case: Case, key: jax.Array) -> Finding:
                     f"gᵀv and central differences disagree by {last.apart:.1%}",
                     "Look for custom_jvp and custom_vjp rules, stop_gradient, and rounding in the forward pass.",
                 )
+    if beyond:
+        detail = "f is not finite at the least distances from the parameters, whatever it is there"
+        return Finding("gradient", Status.FAILED, detail, "Look for log, sqrt or a division at the edge of its domain.")
     if not agreed:
         return Finding("gradient", Status.OK, "too small beside the rounding of f to be told from 0")
     detail = f"agrees with central differences in {agreed} of {len(directions)} directions"
@@ -70,10 +75,30 @@ def _estimates(case: Case, f: jax.Array, grad: Any, direction: Any) -> list[_Est
 def _estimate(case: Case, f: jax.Array, grad: Any, direction: Any, h: float, length: float) -> _Estimate:
     ahead, behind = (_moved(case.params, direction, sign * h / length) for sign in (1, -1))
     difference = float(case.value(ahead, case.value_fn)) - float(case.value(behind, case.value_fn))
-    # Along the points that were evaluated, which low-precision parameters round.
-    way = jax.tree.map(lambda a, b: a.astype(wide(a)) - b.astype(wide(b)), ahead, behind)
-    return _Estimate(difference / (2 * h), float(vdot(way, grad)) / (2 * h), 50 * eps(f) * abs(float(f)) / h)
+    slope = float(_along(ahead, behind, grad))
+    return _Estimate(difference / (2 * h), slope / (2 * h), 50 * eps(f) * abs(float(f)) / h)
 
 
-def _moved(params: Any, direction: Any, length: float) -> Any:
-    return jax.tree.map(lambda p, d: (p + length * d).astype(p.dtype), params, direction)
+def _directions(key: jax.Array, grad: Any) -> list[Any]:
+    keys = jax.random.split(key, _DIRECTIONS)
+    return [grad, *(_scaled(draw(k, grad), grad) for k in keys[1:]), draw(keys[0], grad)]
+
+
+@jax.jit
+def _scaled(noise: Any, grad: Any) -> Any:
+    return jax.tree.map(lambda n, g: jnp.abs(n) * g, noise, grad)
+
+
+@jax.jit
+def _moved(params: Any, direction: Any, length: Any) -> Any:
+    def move(p: jax.Array, d: jax.Array) -> jax.Array:
+        x = p.astype(wide(p))
+        return (x + jnp.asarray(length, x.dtype) * d.astype(x.dtype)).astype(p.dtype)
+
+    return jax.tree.map(move, params, direction)
+
+
+@jax.jit
+def _along(ahead: Any, behind: Any, grad: Any) -> jax.Array:
+    """gᵀ(θ₊ − θ₋), for the points that were evaluated, which low-precision parameters round."""
+    return vdot(jax.tree.map(lambda a, b: a.astype(wide(a)) - b.astype(wide(b)), ahead, behind), grad)

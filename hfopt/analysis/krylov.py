@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hfopt.curvature.flat import FlatProduct
+from hfopt.vectors import norms
 
 
 class Krylov(NamedTuple):
@@ -30,7 +31,7 @@ class Krylov(NamedTuple):
 
 def empty(start: jax.Array, size: int) -> Krylov:
     """Room for ``size`` vectors, the first of which is along ``start``, of any length but zero."""
-    basis = jnp.zeros((size + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
+    basis = jnp.zeros((size + 1, start.size), start.dtype).at[0].set(start / norms(start))
     return Krylov(basis, jnp.zeros((size + 1, size), start.dtype))
 
 
@@ -54,10 +55,10 @@ def _extended(
     def fresh(basis: jax.Array, number: jax.Array) -> jax.Array:
         """A random direction orthogonal to the basis; zero when that spans the whole space."""
         v = jax.random.normal(jax.random.fold_in(key, number), (length,), basis.dtype)
-        v = v / jnp.linalg.norm(v)
+        v = v / norms(v)
         for _ in range(2):
             v = v - (basis @ v) @ basis
-        left = jnp.linalg.norm(v)
+        left = norms(v)
         none = (number + 1 >= length) | (left == 0)
         v = jnp.where(none, 0, v / jnp.where(none, 1, left))
         return v - (basis @ v) @ basis
@@ -67,11 +68,11 @@ def _extended(
         w = product(captured, basis[j])
         first = basis @ w
         w = w - first @ basis
-        left = jnp.linalg.norm(w)
+        left = norms(w)
         w = w / jnp.where(left > 0, left, 1)
         second = basis @ w
         w = w - second @ basis
-        kept = jnp.linalg.norm(w)
+        kept = norms(w)
         # What the second pass takes most of was rounding: the product lies in the space.
         inside = (left == 0) | (kept < 0.5)
         w = jax.lax.cond(inside, lambda: fresh(basis, j), lambda: w / kept)

@@ -16,9 +16,10 @@ import numpy as np
 
 from hfopt.analysis.density import Density, density
 from hfopt.analysis.krylov import Krylov, empty, extend
+from hfopt.arguments import require_key
 from hfopt.curvature.flat import Flat, FlatProduct
 from hfopt.curvature.operator import Operator
-from hfopt.vectors import vdot
+from hfopt.vectors import norms, vdot
 
 __all__ = ["Density", "Eigenpairs", "contributions", "decompose", "density", "eigenpairs", "lanczos", "sharpness"]
 
@@ -88,6 +89,7 @@ def eigenpairs(
         raise ValueError(
             f"eigenpairs: ask for at least one pair, got `largest` = {largest} and `smallest` = {smallest}."
         )
+    require_key("eigenpairs", key)
     flat = operator.flat
     if largest + smallest >= flat.size:
         largest, smallest = flat.size, 0
@@ -131,7 +133,7 @@ def decompose(operator: Operator) -> Eigenpairs:
         raise ValueError(f"decompose: {flat.size} rows are too many for a dense matrix; take eigenpairs or density.")
     matrix = operator.to_dense()
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    residuals = jnp.linalg.norm(_combined(matrix, vectors) - vectors * values[None], axis=0)
+    residuals = norms(_combined(matrix, vectors) - vectors * values[None], axis=0)
     bound = flat.size * jnp.finfo(flat.dtype).eps * jnp.abs(values).max()
     return Eigenpairs(values, jax.vmap(flat.unravel)(vectors.T), residuals, residuals <= bound, flat.size, flat.size, 0)
 
@@ -186,6 +188,7 @@ def lanczos(operator: Operator, key: jax.Array, steps: int, start: Any = None) -
     """
     if steps < 1:
         raise ValueError(f"lanczos: `steps` must be at least 1, got {steps}.")
+    require_key("lanczos", key)
     flat = operator.flat
     first, second = jax.random.split(key)
     vector = _normal(first, flat) if start is None else flat.ravel(start)
@@ -239,10 +242,10 @@ def _restart(
 def _renewed(krylov: Krylov, row: int, vector: jax.Array) -> Krylov:
     """With the part of ``vector`` that is orthogonal to the rows above for the row to go on from."""
     above = krylov.basis[:row]
-    vector = vector / jnp.linalg.norm(vector)
+    vector = vector / norms(vector)
     for _ in range(2):
         vector = vector - _combined(_combined(above, vector), above)
-        vector = vector / jnp.linalg.norm(vector)
+        vector = vector / norms(vector)
     return Krylov(krylov.basis.at[row].set(vector), krylov.projected.at[row].set(0))
 
 
@@ -250,10 +253,10 @@ def _pairs(
     flat: Flat, krylov: Krylov, wanted: np.ndarray, tolerance: float, products: int, smallest: int
 ) -> Eigenpairs:
     vectors = _combined(jnp.asarray(wanted.T, flat.dtype), krylov.basis[: len(wanted)])
-    vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors / norms(vectors, axis=1)[:, None]
     images = _images(flat.product, flat.captured, vectors)
     values = jnp.sum(vectors * images, axis=1)
-    residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
+    residuals = norms(images - values[:, None] * vectors, axis=1)
     order = jnp.argsort(values)
     values, vectors, residuals = values[order], vectors[order], residuals[order]
     vectors = jax.vmap(flat.unravel)(vectors)

@@ -61,7 +61,7 @@ def follow(
     Source: the idea of Steihaug, "The conjugate gradient method and trust regions in large scale optimization", 1983,
     to continue from the last iterate along p; the length and the comparison by the objective are ours.
     """
-    stationary = norm(descent) == 0
+    stationary = vdot(descent, descent) == 0
     # What CG did with a random right-hand side is no step.
     here = optax.tree.where(stationary, jax.tree.map(jnp.zeros_like, course), course)
 

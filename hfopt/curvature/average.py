@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
@@ -26,6 +25,12 @@ class Products(NamedTuple):
     quadratic: Callable[[Any], jax.Array]  # v ↦ Σ c_i vᵀ A_i v
     probe: Callable[[jax.Array], tuple[Any, ...]] | None = None  # see `Operator`
 
+
+# What calls a curvature with a number of steps; hence ``params`` may be missing there.
+_OF_SCHEDULES = (
+    " optax.inject_hyperparams takes every callable for a schedule: give it static_args=('curvature',), as in "
+    "optax.inject_hyperparams(hfopt.hessian_free, static_args=('curvature',))(...)."
+)
 
 KEPT_RESIDUALS = 2**30  # bytes; above it, memory="auto" recomputes
 
@@ -81,7 +86,7 @@ def average(
             return canonical(probe)(key)
 
     mean = Operator(product, quadratic_form, example, indefinite)
-    whole = mean if objective.l2 == 0 or not regularised else mean + _penalty(objective, example)
+    whole = mean if not (objective.is_penalised and regularised) else mean + _penalty(objective, example)
     return replace(whole, probe=None if probe is None else drawn)
 
 
@@ -100,7 +105,8 @@ def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:
 
 
 def _penalty(objective: Objective, example: Any) -> Operator:
-    product = lambda v: optax.tree.scale(objective.l2, objective.penalised(v))  # noqa: E731
+    scaled = lambda x: jnp.asarray(objective.l2, x.dtype) * x  # noqa: E731
+    product = lambda v: jax.tree.map(scaled, objective.penalised(v))  # noqa: E731
     return Operator(product, lambda v: jnp.asarray(2 * objective.penalty(v)), example)
 
 
@@ -130,15 +136,28 @@ def check_value_fn(value_fn: Any) -> None:
         raise TypeError(
             "Curvature needs the model and the loss apart: pass value_fn = hfopt.Objective(predict, loss).bind(batch), "
             f"got {type(value_fn).__name__}."
+            + (_OF_SCHEDULES if isinstance(value_fn, jax.Array) and value_fn.ndim == 0 else "")
         )
 
 
 def check_params(params: Any) -> None:
     """Raise TypeError unless every parameter is a real floating array."""
     for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int | complex):
+            raise TypeError(
+                f"Parameters must be arrays; params{jax.tree_util.keystr(path)} is {_described(leaf)}. Take such "
+                "leaves out, as params, rest = eqx.partition(model, eqx.is_inexact_array) does, and let `predict` put "
+                "them back: eqx.combine(params, rest)."
+            )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"Parameters must be real floating arrays; params{jax.tree_util.keystr(path)} has dtype {dtype}. "
                 "Keep counters and flags out of the parameters, or cast them."
             )
+
+
+def _described(leaf: Any) -> str:
+    if isinstance(leaf, str):
+        return f"the string {leaf!r}"
+    return f"{getattr(leaf, '__name__', 'an object')} of type {type(leaf).__name__}"

@@ -16,6 +16,7 @@ from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
 from hfopt.curvature.roots import random_signs, root_pairs
 from hfopt.objective import ValueFn
+from hfopt.placement import weighted_sum
 from hfopt.vectors import wide_dtype
 
 # Example gradients held at once: enough to fill the matrix products, few enough that they are no memory to speak of.
@@ -87,7 +88,7 @@ def probed_diagonal(
 
     def probe(rows: Examples, keys: jax.Array) -> Any:
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
-        pair = root_pairs(objective.loss, model.outputs, rows)
+        pair = root_pairs(model.seen_by(objective.loss), model.outputs, rows)
 
         def square(key: jax.Array) -> Any:
             u, w = pair(random_signs(key, model.outputs))
@@ -115,7 +116,7 @@ def probed_diagonal(
 
 
 def _weighted_sum(coefficients: jax.Array, rows: jax.Array) -> jax.Array:
-    return jnp.tensordot(coefficients.astype(rows.dtype), rows, axes=1)
+    return weighted_sum(coefficients.astype(rows.dtype), rows)
 
 
 def _wide(x: jax.Array) -> jax.Array:

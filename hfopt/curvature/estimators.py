@@ -6,7 +6,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hfopt.arguments import require_key
 from hfopt.curvature.flat import Flat, FlatProduct
+from hfopt.vectors import norms
 
 TraceMethod = Literal["xtrace", "hutchinson"]
 
@@ -30,16 +32,19 @@ def trace(flat: Flat, key: jax.Array, products: int, method: TraceMethod) -> Est
             f"Operator.estimate_trace: {products} products, for a matrix of {flat.size} rows that {flat.size} "
             "determine; take Operator.trace()."
         )
+    require_key("Operator.estimate_trace", key)
     run = _xtrace if method == "xtrace" else _hutchinson
     estimates = run(flat.product, flat.size, flat.dtype, products, flat.captured, key)
     count = estimates.size
-    return Estimate(estimates.mean(), estimates.std(ddof=1) / jnp.sqrt(jnp.asarray(count, flat.dtype)))
+    mean = estimates.mean()
+    return Estimate(mean, norms(estimates - mean) / jnp.sqrt(jnp.asarray(count * (count - 1), flat.dtype)))
 
 
 def diagonal(flat: Flat, key: jax.Array, probes: int) -> Estimate:
     """diag A, see `hfopt.Operator.estimate_diagonal`."""
     if type(probes) is not int or probes < 2:
         raise ValueError(f"Operator.estimate_diagonal: `probes` must be an integer of at least 2, got {probes}.")
+    require_key("Operator.estimate_diagonal", key)
     mean, error = _moments(flat.product, flat.size, flat.dtype, probes, flat.captured, key)
     return Estimate(flat.unravel(mean), flat.unravel(error))
 
@@ -48,20 +53,23 @@ def diagonal(flat: Flat, key: jax.Array, probes: int) -> Estimate:
 def _moments(
     product: FlatProduct, size: int, dtype: Any, probes: int, captured: list[jax.Array], key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean of z ∘ (A z) over random signs z, and its standard error; by Welford's recurrence, without cancellation."""
+    """Mean of z ∘ (A z) over random signs z, and its standard error; by Welford's recurrence, without cancellation.
+
+    It adds (x_k − m_{k−1}) (x_k − m_k) = (1 − 1/k) (x_k − m_{k−1})² to a sum of squares. Here the root of that sum is
+    carried, whose squares neither under- nor overflow.
+    """
 
     def probe(moments: tuple[jax.Array, jax.Array], turn: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         number, key = turn
-        mean, squares = moments
+        mean, root = moments
         z = jax.random.rademacher(key, (size,), dtype)
-        sample = z * product(captured, z)
-        moved = mean + (sample - mean) / number
-        return (moved, squares + (sample - mean) * (sample - moved)), None
+        away = z * product(captured, z) - mean
+        return (mean + away / number, jnp.hypot(root, jnp.sqrt(1 - 1 / number) * away)), None
 
     numbers = jnp.arange(1, probes + 1).astype(dtype)
     zero = jnp.zeros(size, dtype)
-    (mean, squares), _ = jax.lax.scan(probe, (zero, zero), (numbers, jax.random.split(key, probes)))
-    return mean, jnp.sqrt(squares / (probes * (probes - 1)))
+    (mean, root), _ = jax.lax.scan(probe, (zero, zero), (numbers, jax.random.split(key, probes)))
+    return mean, root / jnp.sqrt(jnp.asarray(probes * (probes - 1), dtype))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -12,6 +12,7 @@ where E[r rᵀ] is the Hessian B of the loss, so that the Fisher and the Gauss-N
 | ``optax.squared_error`` | normal, mean z, variance 1/2 |
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hfopt.arguments import require_key
 from hfopt.batch import Batch, Examples, size
 from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.operator import Operator
 from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import Loss
 from hfopt.objective import Objective, ValueFn
+from hfopt.placement import placed_as
 
 MAX_CLASSES = 256  # enumerating K classes holds K residuals of K entries for every observation
 
@@ -42,7 +45,7 @@ class Likelihood(NamedTuple):
 
 
 def fisher(
-    value_fn: ValueFn, params: Any, key: jax.Array | None = None, samples: int | Literal["exact"] = 1
+    value_fn: ValueFn, params: Any = None, key: jax.Array | None = None, samples: int | Literal["exact"] = 1
 ) -> Operator:
     """I/C + (1/N) Σ J_iᵀ E_{y~p(·|z_i)}[r rᵀ] J_i at ``params``, over the curvature batch of ``value_fn``.
 
@@ -82,6 +85,8 @@ def fisher(
         raise ValueError(f'fisher: `samples` must be a positive integer or "exact", got {samples!r}.')
     if samples != "exact" and key is None:
         raise TypeError('fisher: drawing labels needs a `key`, e.g. jax.random.key(0); or pass samples="exact".')
+    if key is not None:
+        require_key("fisher", key)
 
     batch = value_fn.averaged
     # The number of an example travels with its target: what it draws must not depend on the chunk it falls into.
@@ -89,20 +94,26 @@ def fisher(
 
     def middle(objective: Objective, outputs: jax.Array, rows: Examples) -> Callable[[jax.Array], jax.Array]:
         targets, numbers = rows.targets
+        # As many observations as losses: labels that broadcast against the outputs observe one output several times.
+        losses = jax.eval_shape(objective.loss, outputs, targets).shape
+        shape = losses + outputs.shape[outputs.ndim - likelihood.event_axes :]
+        spread = lambda z: jnp.broadcast_to(z, shape)  # noqa: E731
+        outputs, gather = jax.vjp(spread, outputs)
         if samples == "exact" or key is None:
             labels, probabilities = likelihood.enumerate(outputs)
         else:
             labels = _draw(likelihood, key, numbers, outputs, samples)
             probabilities = jnp.full((samples,) + (1,) * (outputs.ndim - likelihood.event_axes), 1 / samples)
-        observations = _observation_weights(objective.loss, outputs, targets, rows.coefficients)
-        weights = probabilities.astype(outputs.dtype) * observations[None]
-        return _moment(_residuals(objective.loss, outputs, labels), weights, likelihood.event_axes)
+        observations = _observation_weights(objective.loss, shape, losses, targets, rows.coefficients)
+        weights = probabilities.astype(outputs.dtype) * observations[None].astype(outputs.dtype)
+        moment = _moment(_residuals(objective.loss, outputs, labels), weights, likelihood.event_axes)
+        return lambda u: gather(moment(spread(u)))[0]
 
     return sandwich(replace(value_fn, batch=numbered, curvature_batch=None), params, middle)
 
 
 def _likelihood(loss: Loss) -> Likelihood:
-    if loss not in _LIKELIHOODS:
+    if not any(loss is name for name in _LIKELIHOODS):
         names = ", ".join(f"optax.{known.__name__}" for known in _LIKELIHOODS)
         raise ValueError(
             f"fisher: labels can be drawn for losses that are a known negative log-likelihood: {names}; "
@@ -114,7 +125,7 @@ def _likelihood(loss: Loss) -> Likelihood:
 def _draw(likelihood: Likelihood, key: jax.Array, numbers: jax.Array, outputs: jax.Array, samples: int) -> jax.Array:
     """Labels for every row, (samples, N, …); a row's draw depends on its number, not on its place."""
     one = lambda number, z: likelihood.draw(jax.random.fold_in(key, number), z, samples)  # noqa: E731
-    return jax.vmap(one, out_axes=1)(numbers, outputs)
+    return jax.vmap(one, out_axes=1)(placed_as(numbers, outputs), outputs)
 
 
 def _residuals(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -122,13 +133,15 @@ def _residuals(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.vmap(lambda y: jax.grad(lambda z: loss(z, y).sum())(outputs))(labels)
 
 
-def _observation_weights(loss: Loss, outputs: jax.Array, targets: Any, coefficients: jax.Array) -> jax.Array:
+def _observation_weights(
+    loss: Loss, outputs: tuple[int, ...], losses: tuple[int, ...], targets: Any, coefficients: jax.Array
+) -> jax.Array:
     """c_i / T for each of the T observations of example i, shaped like the losses; times s for soft labels' sum s."""
-    shape = jax.eval_shape(loss, outputs, targets).shape
-    per_row = coefficients.astype(outputs.dtype) * (shape[0] / max(1, jnp.size(jnp.empty(shape))))
-    weights = jnp.broadcast_to(per_row.reshape((-1,) + (1,) * (len(shape) - 1)), shape)
+    per_row = coefficients * (losses[0] / max(1, math.prod(losses)))
+    weights = jnp.broadcast_to(per_row.reshape((-1,) + (1,) * (len(losses) - 1)), losses)
     if loss is optax.losses.softmax_cross_entropy:
-        weights = weights * targets.sum(axis=-1).astype(outputs.dtype)
+        labels = jnp.broadcast_to(targets, jnp.broadcast_shapes(outputs, targets.shape))
+        weights = weights * labels.sum(axis=-1).astype(weights.dtype)
     return weights
 
 

@@ -11,7 +11,7 @@ from hfopt.losses import output_hessian
 from hfopt.objective import Objective, ValueFn
 
 
-def gauss_newton(value_fn: ValueFn, params: Any) -> Operator:
+def gauss_newton(value_fn: ValueFn, params: Any = None) -> Operator:
     """G = I/C + (1/N) Σ J_iᵀ B_i J_i at ``params``, over the curvature batch of ``value_fn``.
 
     J_i = ∂z_i/∂θ and B_i = ∂²ξ_i/∂z_i². G is positive semi-definite when the loss is convex in the outputs, and

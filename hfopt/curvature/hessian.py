@@ -3,16 +3,17 @@
 from typing import Any
 
 import jax
-import optax
 
 from hfopt.batch import Examples
 from hfopt.curvature.average import Products, average
 from hfopt.curvature.operator import Operator
 from hfopt.losses import mean_loss
 from hfopt.objective import ValueFn
+from hfopt.outputs import in_coordinates, of_coordinates
+from hfopt.vectors import vdot
 
 
-def hessian(value_fn: ValueFn, params: Any) -> Operator:
+def hessian(value_fn: ValueFn, params: Any = None) -> Operator:
     """H = I/C + (1/N) Σ ∇²ξ_i at ``params``, over the curvature batch of ``value_fn``.
 
     H = G + (1/N) Σ_i Σ_k r_ik ∇²z_ik, with G of `gauss_newton` and r_i = ∂ξ_i/∂z_i. It is indefinite in general: away
@@ -36,7 +37,7 @@ def hessian(value_fn: ValueFn, params: Any) -> Operator:
         # Not the gradient of value_fn itself: differentiated again, its rule for a chunked batch is slow.
         gradient = jax.grad(lambda p: value_fn.objective.for_curvature.mean_loss(p, rows))
         product = jax.linearize(gradient, params)[1]
-        return Products(product, lambda v: optax.tree.vdot(v, product(v)))
+        return Products(product, lambda v: vdot(v, product(v)))
 
     return average(value_fn, params, products, indefinite=True)
 
@@ -61,9 +62,11 @@ def residual_hessian(value_fn: ValueFn, params: Any) -> Operator:
 
     def products(rows: Examples) -> Products:
         objective = value_fn.objective.for_curvature
-        predict = lambda p: objective.predict(p, rows.inputs)  # noqa: E731
-        residuals = jax.grad(lambda z: mean_loss(objective.loss, z, rows))(predict(params))
-        product = jax.linearize(jax.grad(lambda p: optax.tree.vdot(residuals, predict(p))), params)[1]
-        return Products(product, lambda v: optax.tree.vdot(v, product(v)))
+        predict = in_coordinates(lambda p: objective.predict(p, rows.inputs))
+        outputs, others = predict(params)
+        loss = of_coordinates(objective.loss, outputs, others)
+        residuals = jax.grad(lambda z: mean_loss(loss, z, rows))(outputs)
+        product = jax.linearize(jax.grad(lambda p: vdot(residuals, predict(p)[0])), params)[1]
+        return Products(product, lambda v: vdot(v, product(v)))
 
     return average(value_fn, params, products, indefinite=True, regularised=False)

@@ -13,6 +13,7 @@ from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.flat import flatten
 from hfopt.curvature.linearize import linearize
 from hfopt.objective import ValueFn
+from hfopt.outputs import coordinates
 from hfopt.vectors import abstract
 
 
@@ -53,7 +54,8 @@ def jacobian(value_fn: ValueFn, params: Any) -> Jacobian:
     """J = ∂z/∂θ at ``params``: of the outputs of every example in the curvature batch of ``value_fn``.
 
     ``J @ v`` is shaped like the outputs of the whole batch, ``J.T @ u`` like the parameters. Weights, loss and targets
-    do not enter: with N examples of equal weight `outer_product` is ``(1/N) JᵀJ`` and I/C. A chunked batch is gone
+    do not enter. A complex output is a pair of reals, with leaves ``real`` and ``imag``, one without a derivative is
+    ``None``. With N examples of equal weight `outer_product` is ``(1/N) JᵀJ`` and I/C. A chunked batch is gone
     through chunk by chunk, with the memory of one and the outputs of all.
 
     Args:
@@ -74,7 +76,7 @@ def jacobian(value_fn: ValueFn, params: Any) -> Jacobian:
         return lambda p: objective.predict(p, inputs)
 
     with objective.matmul_precision():
-        outputs = jax.eval_shape(lambda p: objective.predict(p, batch.inputs), params)
+        outputs = jax.eval_shape(lambda p: coordinates(objective.predict(p, batch.inputs)), params)
         if not value_fn.is_chunked(batch):
             whole = linearize(model(batch.inputs), params)
             jvp, vjp = specialize(whole.jvp, params), specialize(whole.vjp, outputs)

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Operator:
     """A symmetric linear map v ↦ A v, for v a pytree shaped like the parameters.
 
     Made by `hfopt.gauss_newton` and its siblings, or `Operator.of`; combined by ``A + B``, ``A - B``, ``2.0 * A``,
-    ``-A``.
+    ``A / 2.0``, ``-A``.
 
     Attributes:
       product: v ↦ A v.
@@ -83,12 +83,26 @@ class Operator:
         """n, the number of rows and of columns."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.example))
 
+    def __repr__(self) -> str:
+        """What it is of, without its functions."""
+        leaves = jax.tree.leaves(self.example)
+        dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        kind = "indefinite" if self.indefinite else "positive semi-definite"
+        arrays = f"{len(leaves)} array" + ("" if len(leaves) == 1 else "s")
+        return f"Operator({self.size} x {self.size}, {kind}, on {arrays} of {dtypes})"
+
     def __matmul__(self, vector: Any) -> Any:
         """A v, shaped like v; of a stack of vectors, whose leaves have one leading axis more, the stack of products.
 
         Raises:
           ValueError: ``vector`` is shaped neither like the parameters nor like a stack of them.
+          TypeError: it is an operator.
         """
+        if isinstance(vector, Operator):
+            raise TypeError(
+                "Operator: a product of two operators is not symmetric, and no operator. Apply them one after the "
+                "other, A @ (B @ v), or multiply the dense matrices."
+            )
         if _shapes(vector) == _shapes(self.example):
             return self.product(vector)
         leading = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(vector)}
@@ -246,6 +260,11 @@ class Operator:
         )
 
     __rmul__ = __mul__
+
+    def __truediv__(self, scalar: Any) -> "Operator":
+        if isinstance(scalar, Operator) or jnp.ndim(scalar) != 0:
+            return NotImplemented
+        return (1 / scalar) * self
 
     def __neg__(self) -> "Operator":
         return -1 * self

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfopt.batch import Examples, size
-from hfopt.losses import Loss, output_hessian
+from hfopt.batch import Examples
+from hfopt.losses import Loss, is_known, output_hessian, scale_of_rows
+from hfopt.placement import placed_as
 
 # z ↦ (u, w) with E[u wᵀ] = Σ c_i B_i when the entries of z are independent signs
 Pairs = Callable[[Any], tuple[Any, Any]]
@@ -17,22 +18,22 @@ Roots = Callable[[Loss, Any, Examples], Pairs]
 
 
 def random_signs(key: jax.Array, like: Any) -> Any:
-    """A tree like ``like`` of independent ±1."""
-    return optax.tree.random_like(key, like, lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype))
+    """A tree like ``like`` of independent ±1, placed as it is."""
+    signs = lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype)  # noqa: E731
+    return placed_as(optax.tree.random_like(key, like, signs), like)
 
 
 def root_pairs(loss: Loss, outputs: Any, rows: Examples) -> Pairs:
     """z ↦ (u, w) with E[u wᵀ] = Σ c_i B_i, the Hessian of the mean loss in the outputs; u is w where it has a root."""
-    root = _ROOTS.get(loss)
-    if root is None:
+    if not is_known(loss, outputs, rows.targets):
+        if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(outputs)):  # what all examples share is in no row
+            hessian = output_hessian(loss, outputs, rows)
+            return lambda z: (z, hessian(z))
         half = rows._replace(coefficients=jnp.sqrt(rows.coefficients))
         hessian = output_hessian(loss, outputs, half)
         broadcast = lambda x: half.coefficients.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1)) * x  # noqa: E731
         return lambda z: (jax.tree.map(broadcast, z), hessian(z))
-    further = size(rows) / max(1, jax.eval_shape(loss, outputs, rows.targets).size)  # as in `output_hessian`
-    per_row = (rows.coefficients * further).astype(outputs.dtype)
-    scale = per_row.reshape((-1,) + (1,) * (outputs.ndim - 1))
-    factor = root(outputs, rows.targets, scale)
+    factor = _ROOTS[loss](outputs, rows.targets, scale_of_rows(loss, outputs, rows))
 
     def pair(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = factor(z)

@@ -6,12 +6,12 @@ residuals.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hfopt.batch import Examples
 from hfopt.curvature.average import Products, average
@@ -20,6 +20,7 @@ from hfopt.curvature.operator import Operator
 from hfopt.curvature.roots import Roots, random_signs
 from hfopt.losses import Loss, mean_loss
 from hfopt.objective import Objective, ValueFn
+from hfopt.vectors import vdot
 
 # objective, outputs, rows -> the map u ↦ (c_i M_i u_i)_i on things shaped like the outputs
 Middle = Callable[[Objective, Any, Examples], Callable[[Any], Any]]
@@ -28,22 +29,22 @@ Middle = Callable[[Objective, Any, Examples], Callable[[Any], Any]]
 def sandwich(value_fn: ValueFn, params: Any, middle: Middle, roots: Roots | None = None) -> Operator:
     """I/C + Σ c_i J_iᵀ M_i J_i, from one linearisation of the model; chunk by chunk when the batch is chunked.
 
-    A product is one jvp and one vjp; a quadratic form Σ c_i u_iᵀ M_i u_i, with u = J v, one jvp. With ``roots``, a probe
-    Jᵀ L z, L Lᵀ = diag(c_i M_i) and z random signs, is one vjp.
+    A product is one jvp and one vjp; a quadratic form Σ c_i u_iᵀ M_i u_i, with u = J v, one jvp. With ``roots``, a
+    probe Jᵀ L z, L Lᵀ = diag(c_i M_i) and z random signs, is one vjp.
     """
 
     def products(rows: Examples) -> Products:
         objective = value_fn.objective.for_curvature
         model = linearize(lambda p: objective.predict(p, rows.inputs), params)
-        inner = middle(objective, model.outputs, rows)
+        inner = middle(replace(objective, loss=model.seen_by(objective.loss)), model.outputs, rows)
 
         def quadratic(v: Any) -> jax.Array:
             u = model.jvp(v)
-            return optax.tree.vdot(u, inner(u))
+            return vdot(u, inner(u))
 
         if roots is None:
             return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic)
-        pair = roots(objective.loss, model.outputs, rows)
+        pair = roots(model.seen_by(objective.loss), model.outputs, rows)
 
         def probe(key: jax.Array) -> tuple[Any, ...]:
             u, w = pair(random_signs(key, model.outputs))
@@ -74,7 +75,7 @@ def outer_product(value_fn: ValueFn, params: Any) -> Operator:
     return sandwich(value_fn, params, _identity)
 
 
-def empirical_fisher(value_fn: ValueFn, params: Any) -> Operator:
+def empirical_fisher(value_fn: ValueFn, params: Any = None) -> Operator:
     """I/C + (1/N) Σ J_iᵀ r_i r_iᵀ J_i at ``params``, over the curvature batch of ``value_fn``.
 
     r_i = ∂ξ_i/∂z_i at the targets of the batch, so J_iᵀ r_i is the gradient of example i and the matrix is the
@@ -98,10 +99,12 @@ def empirical_fisher(value_fn: ValueFn, params: Any) -> Operator:
 
 
 def _identity(objective: Objective, outputs: Any, rows: Examples) -> Callable[[Any], Any]:
+    _check_rows("outer_product", outputs)
     return lambda u: _scale_rows(rows.coefficients, u)
 
 
 def _residual_moment(objective: Objective, outputs: Any, rows: Examples) -> Callable[[Any], Any]:
+    _check_rows("empirical_fisher", outputs)
     r = _residuals(objective.loss, outputs, rows)
 
     def product(u: Any) -> Any:
@@ -116,6 +119,16 @@ def _residuals(loss: Loss, outputs: Any, rows: Examples) -> Any:
     # Coefficients of one, since dividing r_i out of c_i r_i fails for examples of weight zero.
     unweighted = rows._replace(coefficients=jnp.ones_like(rows.coefficients))
     return jax.grad(lambda z: mean_loss(loss, z, unweighted))(outputs)
+
+
+def _check_rows(where: str, outputs: Any) -> None:
+    """Raise ValueError for an output that is not of one example."""
+    for path, leaf in jax.tree.leaves_with_path(outputs):
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"{where}: outputs{jax.tree_util.keystr(path)} is a scalar, which all examples share; this matrix is a "
+                "sum over the outputs of each. Return it once an example, shape (N,), or take hfopt.gauss_newton."
+            )
 
 
 def _row_sums(tree: Any) -> jax.Array:

@@ -159,6 +159,12 @@ def make_train_step(
 
     @partial(jax.jit, donate_argnums=(0,) if donate else ())
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        if not isinstance(state, TrainState):
+            kind = type(state)
+            raise TypeError(
+                "make_train_step: `state` must be hfopt.flax.linen.TrainState.create(apply_fn=…, params=…, tx=…), "
+                f"which gives a step its `value_fn`, got {kind.__module__}.{kind.__qualname__}."
+            )
         value_fn = state.value_fn(loss, batch, bind=bind, **options)
         value, grad = jax.value_and_grad(value_fn)(state.params)
         reported = evaluated(value_fn, state.params) if exact_loss else value

@@ -167,6 +167,11 @@ def make_train_step(
 
     @nnx.jit
     def train_step(model: Any, optimizer: Optimizer, batch: Any) -> dict[str, jax.Array]:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "make_train_step: `optimizer` must be hfopt.flax.nnx.Optimizer(model, tx, wrt=nnx.Param), which gives "
+                f"a step its `value_fn`, got {_full_name(type(optimizer))}."
+            )
         f = value_fn(model, loss, batch, bind=bind, wrt=optimizer.wrt, **options)
         here = params(model, optimizer.wrt)
         value, grad = jax.value_and_grad(f)(here)
@@ -175,6 +180,10 @@ def make_train_step(
         return metrics(nnx.as_pure(optimizer.opt_state)) | {"loss": reported}
 
     return train_step
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _split(module: Any, wrt: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:

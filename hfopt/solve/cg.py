@@ -46,7 +46,7 @@ class CGResult(NamedTuple):
     residual_norm: jax.Array  # ‖b − (A + λM)x‖, from a fresh product
     model_value: jax.Array  # φ(x)
     products: jax.Array  # int32: A·v products of the iteration (the one for residual_norm is not counted)
-    values: jax.Array  # (max_steps + 1,): φ_0 … φ_steps, then NaN
+    values: jax.Array  # (max_steps + 1,): φ_0 … φ_steps, then zeros
     kept: Kept | None  # with ``keep_ratio``
     direction: Any  # p, the last search direction; with `Stop.NEGATIVE_CURVATURE` the one where pᵀ(A + λM)p ≤ 0
 
@@ -169,7 +169,7 @@ class ConjugateGradient:
             failed = done._replace(step=state.step, x=state.x, p=state.p, values=state.values, stop=reason)
             return optax.tree.where(sound, done, failed)
 
-        values = jnp.full(self.max_steps + 1, jnp.nan, ry.dtype).at[0].set(jnp.nan if warm else 0.0)
+        values = jnp.zeros(self.max_steps + 1, ry.dtype).at[0].set(jnp.nan if warm else 0.0)
         kept = self._empty_kept(rhs)
         state = _State(jnp.int32(0), jnp.int32(0), x, rhs, p, ry, values, stop.astype(jnp.int32), kept)
         state = jax.lax.while_loop(lambda s: s.stop == Stop.NONE, iterate, state)

@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.preconditioners import Inverse, check_count, refreshed
-from hfopt.vectors import wide_dtype
+from hfopt.vectors import norms, wide_dtype
 
 # In units of machine epsilon and the largest eigenvalue: 1 is too little, and 100 gives away twice the iterations.
 _NOISE = 10
@@ -114,7 +114,7 @@ def approximate(
         omega = jnp.linalg.qr(jax.random.normal(key, like.shape, like.dtype))[0]
         sketch = jax.lax.map(product, omega.T).T
         # A shift of the size of the rounding in the sketch, taken off the eigenvalues at the end (their "ν").
-        nu = eps * jnp.linalg.norm(sketch)
+        nu = eps * norms(sketch)
         sketch = sketch + nu * omega
         core = omega.T @ sketch
         w, q = jnp.linalg.eigh(0.5 * (core + core.T))

@@ -173,7 +173,7 @@ def test_numbers_that_are_not_finite_are_found(params, batch):
 def test_the_report_reads_well(params, batch):
     report = examine(predict, CROSS_ENTROPY, batch, params | {"spare": jnp.ones(4)})
     lines = str(report).splitlines()
-    assert lines[0] == "hfopt.check: 10 checks, 0 failed, 1 with a warning"
+    assert lines[0] == "hfopt.check: 13 checks, 0 failed, 1 with a warning"
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("warning  parameters") for line in lines)
     with pytest.raises(KeyError, match="there are evaluation, dtypes"):

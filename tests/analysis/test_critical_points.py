@@ -154,3 +154,23 @@ def test_float32_does_not_take_rounding_for_a_sign():
 def test_plain_functions_are_refused():
     with pytest.raises(TypeError, match=r"got function"):
         classify(lambda p: 0.0, jnp.zeros(2))
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("scale", [1e-27, 1e-20, 1e20])
+def test_the_verdict_does_not_depend_on_the_unit_of_the_objective(scale):
+    """scale · ½ (w₀² + 2 w₁²): a minimum at 0, and none beside it however small the slope looks."""
+    value_fn = function(lambda w: scale * (0.5 * w[0] ** 2 + w[1] ** 2))
+    assert classify(value_fn, jnp.zeros(2)).verdict is Verdict.MINIMUM
+    beside = classify(value_fn, jnp.array([1.0, 0.5]))
+    assert beside.verdict is Verdict.INCONCLUSIVE
+    assert beside.gradient_norm == pytest.approx(scale * 2**0.5, rel=1e-5)
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("far", [40.0, 60.0])
+def test_separable_data_have_no_minimum(far):
+    """The logistic loss falls for ever along a separating direction; its gradient is then below 1e-19."""
+    x, t = jnp.array([[1.0, 0.3], [2.0, -0.5], [-1.0, 0.2], [-2.0, 0.4]]), jnp.array([1.0, 1.0, 0.0, 0.0])
+    value_fn = hfopt.Objective(lambda w, x: x @ w, optax.losses.sigmoid_binary_cross_entropy).bind((x, t))
+    assert classify(value_fn, jnp.array([far, 0.0])).verdict is Verdict.INCONCLUSIVE

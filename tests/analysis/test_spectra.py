@@ -218,3 +218,19 @@ def test_what_is_compiled_for_an_operator_keeps_none_of_its_data():
 def test_what_cannot_be_computed_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(Operator.of_matrix(np.eye(50)))
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_eigenpairs_do_not_depend_on_the_unit(scale):
+    """A rotated spectrum 1, 2, …, 80, in units whose squares float32 does not hold."""
+    operator = Operator.of_matrix(np.asarray(scale * with_eigenvalues(np.arange(1, 81)), np.float32))
+    pairs = spectra.eigenpairs(operator, jax.random.key(0), largest=2, smallest=1)
+    np.testing.assert_allclose(np.asarray(pairs.values, np.float64) / scale, [1, 79, 80], rtol=1e-4)
+    residuals = np.asarray(pairs.residuals, np.float64) / scale
+    assert pairs.converged.all()
+    assert (residuals > 1e-7).all()  # rounding leaves something, and zero would be no measurement
+    assert (residuals < 1e-2).all()
+    whole = spectra.decompose(operator)
+    np.testing.assert_allclose(np.asarray(whole.values, np.float64) / scale, np.arange(1, 81), rtol=1e-3)
+    assert float(spectra.sharpness(operator, jax.random.key(1), 40)[0]) / scale == pytest.approx(80, rel=1e-3)

@@ -79,3 +79,18 @@ def test_a_network_has_the_shapes_of_its_parameters():
 def test_what_cannot_be_estimated_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(Operator.of_matrix(np.eye(6)), jax.random.key(0))
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_standard_errors_do_not_depend_on_the_unit(scale):
+    a = np.random.default_rng(0).normal(size=(30, 30))
+    plain, scaled = (Operator.of_matrix(np.asarray(s * (a + a.T), np.float32)) for s in (1.0, scale))
+    for estimate in (
+        lambda A: A.estimate_trace(jax.random.key(0), 20),
+        lambda A: A.estimate_trace(jax.random.key(0), 20, "hutchinson"),
+        lambda A: A.estimate_diagonal(jax.random.key(0), 20),
+    ):
+        expected, given = (np.asarray(estimate(A).standard_error, np.float64) for A in (plain, scaled))
+        assert (expected > 0).all()
+        np.testing.assert_allclose(given / scale, expected, rtol=1e-2)

@@ -115,3 +115,13 @@ def test_matrices_of_whole_numbers_are_made_real_and_complex_ones_refused():
 def test_matrices_must_be_square():
     with pytest.raises(ValueError, match=r"must be square, got shape \(2, 3\)"):
         Operator.of_matrix(jnp.ones((2, 3)))
+
+
+def test_an_operator_is_divided_and_described():
+    half = _operator(A) / 2
+    np.testing.assert_allclose(half.to_dense(), A / 2)
+    assert not half.indefinite
+    assert (_operator(A) / -2.0).indefinite
+    assert repr(half) == "Operator(2 x 2, positive semi-definite, on 1 array of float64)"
+    two = {"a": jnp.ones(3), "b": jnp.ones((2, 2), jnp.float32)}
+    assert repr(Operator.of(lambda v: v, two)) == "Operator(7 x 7, indefinite, on 2 arrays of float32, float64)"
