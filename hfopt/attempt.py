@@ -70,11 +70,11 @@ class Found(NamedTuple):
 def newton(at: Point, system: System, damping: jax.Array, bound: jax.Array | None, step_limit: Any) -> Found:
     """The direction that CG makes of (A + λM) d = −m with λ = ``damping``, in at most ``step_limit`` iterations."""
     dtype = at.loss.dtype
-    rhs = optax.tree.scale(-1, widened(system.geometry.average))
-    if system.operator.indefinite:
-        rhs = probe(rhs, at.stationary, at.step_number)
-    result = system.solve(rhs, damping, step_limit)
-    course, full_step_loss = _course(at, system, rhs, result, damping, bound)
+    rhs = None
+    if system.operator.indefinite:  # at a stationary point b is random, to look for negative curvature
+        rhs = probe(optax.tree.scale(-1, widened(system.geometry.average)), at.stationary, at.step_number)
+    result, along = system.solve(damping, step_limit, rhs)
+    course, full_step_loss = _course(at, system, result, along, damping, bound)
     form = (course.damped_form - damping * system.geometry.form(course.direction)).astype(dtype)
     course = course._replace(products=course.products + system.products)
     carried = system.carried
@@ -160,7 +160,7 @@ def attempt(at: Point, found: Found, damping: jax.Array, bound: jax.Array | None
 
 
 def _course(
-    at: Point, system: System, rhs: Any, result: CGResult, damping: jax.Array, bound: jax.Array | None
+    at: Point, system: System, result: CGResult, along: Any, damping: jax.Array, bound: jax.Array | None
 ) -> tuple[Course, jax.Array | None]:
     """The direction, from the iterates of CG or along negative curvature; and f(θ + d) where it is known already."""
     one = jnp.ones((), at.loss.dtype)
@@ -169,7 +169,7 @@ def _course(
     else:
         choice = walk_back(result, result.kept, lambda d: at.loss_after(at.step(one, d)))
     # CG ends with φ(d) = −bᵀd + ½ dᵀ(A + λM)d, so the quadratic forms follow without another product.
-    damped_form = 2 * (choice.model_value + vdot(rhs, choice.direction))
+    damped_form = 2 * (choice.model_value + along(choice.direction))
     course = Course(choice.direction, damped_form.astype(at.loss.dtype), result.products, choice.evaluations)
     operator = system.operator
     if not operator.indefinite:

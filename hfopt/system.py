@@ -7,7 +7,7 @@ many λ as there are attempts.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,17 @@ from hfopt.choices import Curvature, takes_key
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import CGResult, ConjugateGradient
-from hfopt.solve.metrics import Euclidean, Geometry, Metric
+from hfopt.solve.metrics import Coordinates, Euclidean, Geometry, Metric
 from hfopt.solve.preconditioners import Preconditioner
 from hfopt.state import Carried
-from hfopt.vectors import widened
+from hfopt.vectors import vdot, widened
+
+
+class Solution(NamedTuple):
+    """What CG ends with, shaped like the parameters, and x ↦ bᵀx."""
+
+    result: CGResult
+    along: Callable[[Any], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -29,23 +36,37 @@ class System:
 
     operator: Operator  # A
     geometry: Geometry  # M
-    inverse: Callable[[Any], Callable[[Any], Any] | None]  # λ ↦ (r ↦ P⁻¹ r)
+    inverse: Callable[[Any], Callable[[Any], Any] | None]  # λ ↦ (r ↦ P⁻¹ r), in the coordinates of the geometry
     start: Any  # x₀, or None
     solver: ConjugateGradient
     products: jax.Array  # int32: spent on metric and preconditioner
     carried: Carried  # with the last solution still in it
 
-    def solve(self, rhs: Any, damping: Any, step_limit: Any = None) -> CGResult:
-        """Solve with λ = ``damping`` and b = ``rhs``, in at most ``step_limit`` iterations; see `hfopt.cg`."""
-        return self.solver.solve(
-            self.operator,
-            rhs,
-            self.start,
-            damping=damping,
-            metric=self.geometry.product,
-            preconditioner=self.inverse(damping),
-            step_limit=step_limit,
+    def solve(self, damping: Any, step_limit: Any = None, rhs: Any = None) -> Solution:
+        """Solve with λ = ``damping`` in at most ``step_limit`` iterations; see `hfopt.cg`.
+
+        b is ``rhs``, shaped like the parameters, or −m.
+        """
+        options = {"damping": damping, "metric": self.geometry.product, "step_limit": step_limit}
+        if (basis := self.geometry.coordinates) is None:
+            b = optax.tree.scale(-1, widened(self.geometry.average)) if rhs is None else rhs
+            result = self.solver.solve(self.operator, b, self.start, preconditioner=self.inverse(damping), **options)
+            return Solution(result, lambda x: vdot(b, x))
+
+        def product(x: Any) -> Any:
+            return basis.into(self.operator.product(optax.tree.cast_like(basis.back(x), self.operator.example)))
+
+        b = optax.tree.scale(-1, basis.average) if rhs is None else basis.into(rhs)
+        start = None if self.start is None else basis.into(self.start)
+        result = self.solver.solve(product, b, start, preconditioner=self.inverse(damping), **options)
+        kept = result.kept
+        converted = result._replace(
+            solution=basis.back(result.solution),
+            direction=basis.back(result.direction),
+            kept=kept and kept._replace(iterates=jax.vmap(basis.back)(kept.iterates)),
         )
+        # The last iterate is in the coordinates already; one that was walked back to is not.
+        return Solution(converted, lambda x: vdot(b, result.solution if x is converted.solution else basis.into(x)))
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,7 @@ class Assembly:
             inverse, left, products = geometry.inverse, (), jnp.asarray(geometry.products, jnp.int32)
         else:
             left = preconditioner.update(state.preconditioner, operator, value_fn, params)
-            inverse = lambda damping: preconditioner.inverse(left, damping)  # noqa: E731
+            inverse = lambda damping: _in(geometry.coordinates, preconditioner.inverse(left, damping))  # noqa: E731
             products = left.setup_products
         start = None
         if self.warm_start is not None:
@@ -108,3 +129,8 @@ class Assembly:
             start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
         carried = Carried(state.solution, geometry.state, left)
         return System(operator, geometry, inverse, start, self.solver, products, carried)
+
+
+def _in(basis: Coordinates | None, inverse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``inverse``, of trees like the parameters, in the coordinates of a basis."""
+    return inverse if basis is None else lambda x: basis.into(inverse(basis.back(x)))

@@ -296,10 +296,10 @@ def scale_by_gauss_newton(
                     f"{where}: the curvature must be positive semi-definite, or its inverse may point uphill; take "
                     "hfopt.gauss_newton or hfopt.fisher, or hfopt.hessian_free, which copes with negative curvature."
                 )
-            result = system.solve(widened(geometry.average), used_damping)
+            result, _ = system.solve(used_damping)  # of b = −m
             sound = result.stop != Stop.NONFINITE
             zeros = optax.tree.zeros_like(result.solution)
-            direction = optax.tree.where(sound | (result.steps > 0), result.solution, zeros)
+            direction = optax.tree.scale(-1, optax.tree.where(sound | (result.steps > 0), result.solution, zeros))
             carried = system.carried
             if system.start is not None:
                 carried = carried._replace(solution=optax.tree.where(sound, result.solution, zeros))

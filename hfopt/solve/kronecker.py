@@ -23,11 +23,13 @@ from hfopt.curvature.diagonal import probed_diagonal
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.blocks import Blocks
-from hfopt.solve.metrics import AverageState, Product, Scaled, averaged, finite, no_average
+from hfopt.solve.metrics import AverageState, Coordinates, Product, Scaled, averaged, finite, no_average
 from hfopt.solve.preconditioners import check_count
-from hfopt.vectors import widened
+from hfopt.vectors import Diagonal, widened
 
 Stacks = list[jax.Array]  # one a group of `Blocks`: (count, rows, columns)
+
+_FIRST_PROBES = 8  # as many times as later
 
 
 class Sides(NamedTuple):
@@ -67,7 +69,7 @@ class Kronecker:
       every: renew the bases at every so many steps.
       average_every: let only every so many gradients into the factors.
       carry: let v and D follow the bases when these are renewed. In SOAP's paper they stay what they were.
-      probes: groups of the curvature batch with a probe each, a step.
+      probes: for D, a step; eight times as many at the first.
 
     Raises:
       ValueError: an argument out of its range.
@@ -83,7 +85,7 @@ class Kronecker:
     every: int = 10
     average_every: int = 1
     carry: bool = True
-    probes: int = 4
+    probes: int = 1
 
     invertible: ClassVar[bool] = True
 
@@ -183,13 +185,18 @@ class KroneckerGeometry:
         return self.blocks.join(_unrotate(self.state.bases, self.mean)) if self.given is None else self.given
 
     @property
+    def coordinates(self) -> Coordinates:
+        """Stacks in the bases: there M and P are diagonal, and a product with the curvature is all that is rotated."""
+        return Coordinates(self._into, lambda x: self.blocks.join(_unrotate(self.state.bases, x)), self.mean)
+
+    @property
     def product(self) -> Product:
-        """v ↦ M v."""
-        return self._diagonal(self._roots())
+        """x ↦ Qᵀ M Q x."""
+        return Diagonal(self._roots())
 
     def form(self, vector: Any) -> jax.Array:
         """vᵀMv: one rotation."""
-        return _sum(self._roots(), map(jnp.square, _rotate(self.state.bases, self.blocks.split(vector))))
+        return _sum(self._roots(), map(jnp.square, self._into(vector)))
 
     def scaled(self, damping: jax.Array) -> Scaled:
         """(λM)⁻¹m: from m in the bases, one rotation."""
@@ -197,24 +204,29 @@ class KroneckerGeometry:
         return Scaled(self.blocks.join(_unrotate(self.state.bases, solution)), _sum(self.mean, solution))
 
     def curved(self, operator: Operator, value_fn: ValueFn, params: Any) -> "KroneckerGeometry":
-        """With D from new probes."""
+        """With D from new probes: of the operator's own linearisation where it has them."""
         state, rule = self.state, self.rule
         key = jax.random.fold_in(jax.random.key(0), state.seen)
-        in_bases = lambda tree: _rotate(state.bases, self.blocks.split(tree))  # noqa: E731
-        new = probed_diagonal(value_fn, params, key, rule.probes, coordinates=in_bases)
+        # The first D is all there is: one probe has entries near zero where there is curvature.
+        count = jnp.where(state.probed == 0, _FIRST_PROBES, 1) * rule.probes
+        if operator.probe is None:
+            new = probed_diagonal(value_fn, params, key, _FIRST_PROBES * rule.probes, coordinates=self._into)
+            spent = jnp.int32(1)
+        else:
+            new, spent = self._probed(operator.probe, key, count), (count + 1) // 2  # a probe has no forward pass
         objective = value_fn.objective
         # 1/C is the same on all of an array, so the same in every basis of it.
         penalty = self.blocks.split(objective.penalised(optax.tree.full_like(widened(params), objective.l2)))
         curvature = [rule._mixed(old, d + p) for old, d, p in zip(state.curvature, new, penalty, strict=True)]
         after = state._replace(probed=optax.safe_increment(state.probed), curvature=curvature)
-        return replace(self, state=optax.tree.where(finite(curvature), after, state), products=jnp.int32(1))
+        return replace(self, state=optax.tree.where(finite(curvature), after, state), products=spent)
 
     def inverse(self, damping: Any) -> Product:
-        """r ↦ Q (D + λ√v)⁻¹ Qᵀ r, before the first probes Q (λ√v)⁻¹ Qᵀ r."""
+        """x ↦ (D + λ√v)⁻¹ x."""
         damping = jnp.asarray(damping)
         curvature = self.rule._corrected(self.state.curvature, self.state.probed)
         damped = [d + damping.astype(r.dtype) * r for d, r in zip(curvature, self._roots(), strict=True)]
-        return self._diagonal([1 / d for d in damped])
+        return Diagonal([1 / d for d in damped])
 
     def _roots(self) -> Stacks:
         """√v̂, at least machine epsilon times its root mean square over all parameters: what never has a gradient but
@@ -229,15 +241,19 @@ class KroneckerGeometry:
 
         return list(map(root, moment))
 
-    def _diagonal(self, entries: Stacks) -> Product:
-        """v ↦ Q (entries ∘ Qᵀ v), in the dtypes of v."""
+    def _into(self, tree: Any) -> Stacks:
+        return _rotate(self.state.bases, self.blocks.split(tree))
 
-        def product(vector: Any) -> Any:
-            coordinates = _rotate(self.state.bases, self.blocks.split(vector))
-            scaled = [d * x for d, x in zip(entries, coordinates, strict=True)]
-            return optax.tree.cast_like(self.blocks.join(_unrotate(self.state.bases, scaled)), vector)
+    def _probed(self, probe: Callable[[jax.Array], tuple[Any, ...]], key: jax.Array, count: jax.Array) -> Stacks:
+        """The mean of u ∘ w over ``count`` probes, in the bases; not below zero."""
 
-        return product
+        def add(i: jax.Array, total: Stacks) -> Stacks:
+            u, *w = map(self._into, probe(jax.random.fold_in(key, i)))
+            return [t + a * b for t, a, b in zip(total, u, w[0] if w else u, strict=True)]
+
+        zeros = jax.tree.map(jnp.zeros_like, self.state.curvature)
+        total = jax.lax.fori_loop(0, count, add, zeros)
+        return [jnp.maximum(x / count.astype(x.dtype), 0) for x in total]
 
 
 def _renewed(state: KroneckerState, carry: bool) -> KroneckerState:

@@ -30,6 +30,14 @@ class Scaled(NamedTuple):
     form: jax.Array  # xᵀ(λM)x
 
 
+class Coordinates(NamedTuple):
+    """An orthonormal basis of the parameters: x = Qᵀθ."""
+
+    into: Product  # tree like the parameters -> its coordinates, any pytree
+    back: Product
+    average: Any  # m in them
+
+
 class Geometry(Protocol):
     """M at one step, and the average m of the gradients."""
 
@@ -46,11 +54,15 @@ class Geometry(Protocol):
         """m, shaped like the parameters."""
 
     @property
+    def coordinates(self) -> Coordinates | None:
+        """Those that systems are best solved in; ``None``: the parameters'. ``product`` and ``inverse`` are in them."""
+
+    @property
     def product(self) -> Product | None:
-        """v ↦ M v on trees like the parameters; ``None``: the identity."""
+        """v ↦ M v; ``None``: the identity."""
 
     def form(self, vector: Any) -> jax.Array:
-        """vᵀMv."""
+        """vᵀMv, of a tree like the parameters."""
 
     def scaled(self, damping: jax.Array) -> Scaled:
         """(λM)⁻¹m, for metrics that are ``invertible``."""
@@ -119,6 +131,7 @@ class DiagonalGeometry:
     average: Any
     entries: Any | None
     products: Any = 0
+    coordinates: None = None
 
     @property
     def product(self) -> Product | None:

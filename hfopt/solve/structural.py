@@ -92,6 +92,7 @@ class StructuralGeometry:
     average: Any
     product: Product
     products: Any = 0
+    coordinates: None = None
 
     def form(self, vector: Any) -> jax.Array:
         """vᵀMv."""
