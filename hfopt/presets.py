@@ -128,7 +128,7 @@ def soap(
 
     Source: Vyas et al., "SOAP: improving and stabilizing Shampoo using Adam", 2024, algorithm 3. The authors' momentum
     is 0.95, and they renew a basis by one power iteration, as we do. Ours: λ falls linearly, the first step is in the
-    basis of the parameters, and sides longer than 512 are not rotated.
+    basis of the parameters, and sides longer than 256 are not rotated.
     """
     if total_steps < 1:
         raise ValueError(f"soap: `total_steps` must be at least 1, got {total_steps}.")

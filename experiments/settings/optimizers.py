@@ -27,8 +27,9 @@ class Batches(Section):
     curvature: PositiveInt | OpenFraction | Literal["same"] = "same"
     curvature_growth: Growth | None = None
     # Which of the gradient's examples those are. fresh: drawn anew each step; partition: parts that the batch is cut
-    # into at random take turns, and it is cut anew when all had theirs; last_chunk: the last of the batch.
-    curvature_from: Literal["fresh", "partition", "last_chunk"] = "fresh"
+    # into at random take turns, and it is cut anew when all had theirs; first, last_chunk: the first, the last of the
+    # batch, which is in random order unless it is full.
+    curvature_from: Literal["fresh", "partition", "first", "last_chunk"] = "fresh"
     # 'same' as the gradient, the 'curvature' sample, or how many of the training set (a number, or a fraction of it)
     # are drawn anew each step.
     evaluation: PositiveInt | OpenFraction | Literal["same", "curvature"] = "same"
@@ -170,7 +171,7 @@ class HessianFree(Training):
     """`hfopt.hessian_free`, or one of `hfopt.presets`; null leaves the choice to hfopt's own default."""
 
     # Fixes all that follows, but for the options that it takes itself.
-    preset: Literal["simplenn", "martens2010", "kiros2013", "stochastic"] | None = None
+    preset: Literal["simplenn", "martens2010", "kiros2013", "soap", "stochastic"] | None = None
     max_cg_steps: PositiveInt | None = None
     # CG stops when the residual is this fraction of the gradient, instead of by the progress of the quadratic model.
     cg_tolerance: OpenFraction | None = None

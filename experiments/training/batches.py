@@ -139,6 +139,8 @@ class Batching:
             case "partition":
                 turns, turn = divmod(step, batch // size)
                 return _permutation(_PARTITION, self.seed, turns, batch)[turn * size : (turn + 1) * size]
+            case "first":
+                return np.arange(size, dtype=np.int32)
             case "last_chunk":
                 return np.arange(batch - size, batch, dtype=np.int32)
 

@@ -185,6 +185,8 @@ def _hessian_free(settings: config.HessianFree, total_steps: int, steps_per_epoc
             transformation = _composed(settings)
         case "kiros2013":
             transformation = hfopt.presets.kiros2013(steps_per_epoch)
+        case "soap":
+            transformation = hfopt.presets.soap(total_steps)
         case "stochastic":
             transformation = hfopt.presets.stochastic(total_steps, **options)
         case name:
@@ -193,6 +195,7 @@ def _hessian_free(settings: config.HessianFree, total_steps: int, steps_per_epoc
         transformation,
         report=lambda state: state.info._asdict(),
         readable=lambda report: report | {"cg_stop": hfopt.Stop(report["cg_stop"]).name.lower()},
+        queued_steps=_QUEUED_STEPS if settings.preset == "soap" else 1,  # its steps cost what first-order ones cost
     )
 
 

@@ -17,6 +17,8 @@ from hfopt.vectors import wide_dtype
 
 # A leading axis up to this length, followed by another one, is taken for the window of a convolution.
 _WINDOW = 16
+# How much longer the sides of a convolution may be: it is applied at every position of an example.
+_OF_CONVOLUTIONS = 4
 
 
 class Cut(NamedTuple):
@@ -67,6 +69,8 @@ class Group(NamedTuple):
     rows: int
     columns: int
     dtype: Any
+    left: bool  # whether the rows, the columns are few enough to work on
+    right: bool
 
     @property
     def is_row(self) -> bool:
@@ -96,8 +100,8 @@ class Blocks:
     def of(tree: Any, longest: int) -> "Blocks":
         """The blocks of trees like ``tree``.
 
-        Arrays both of whose sides are longer than ``longest`` are groups of their own, since joining would only copy
-        them.
+        Sides are worked on up to the length ``longest``, of convolutions up to four times that. An array both of whose
+        sides are longer is a group of its own, since joining would only copy it.
         """
         leaves, structure = jax.tree.flatten(tree)
         like = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
@@ -105,18 +109,20 @@ class Blocks:
         for i, leaf in enumerate(like):
             found, dtype = cut(leaf.shape), jnp.dtype(wide_dtype(leaf))
             if found is None:
-                gathered.setdefault((0, 0, dtype, None), []).append(Member(i, tuple(range(leaf.ndim)), 1))
+                gathered.setdefault((0, 0, dtype, False, False, None), []).append(Member(i, tuple(range(leaf.ndim)), 1))
                 continue
             used = (*found.stack, *found.rows, *found.columns)
             order = (*used, *(axis for axis in range(leaf.ndim) if axis not in used))
             count, rows, columns = (prod(leaf.shape[axis] for axis in part) for part in found)
-            alone = i if min(rows, columns) > longest else None
-            gathered.setdefault((rows, columns, dtype, alone), []).append(Member(i, order, count))
+            most = longest * (_OF_CONVOLUTIONS if len(found.rows) > 1 else 1)
+            left, right = rows <= most, columns <= most
+            alone = None if left or right else i
+            gathered.setdefault((rows, columns, dtype, left, right, alone), []).append(Member(i, order, count))
         groups = []
-        for (rows, columns, dtype, _), members in gathered.items():
+        for (rows, columns, dtype, left, right, _), members in gathered.items():
             if rows == 0:
                 rows, columns = 1, sum(like[member.leaf].size for member in members)
-            groups.append(Group(tuple(members), rows, columns, dtype))
+            groups.append(Group(tuple(members), rows, columns, dtype, left, right))
         return Blocks(like, structure, tuple(groups))
 
     def split(self, tree: Any) -> list[jax.Array]:

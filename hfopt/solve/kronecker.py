@@ -56,18 +56,19 @@ class Kronecker:
     """M = Q √v Qᵀ and the preconditioner Q (D + λ√v) Qᵀ, in one; ``hfopt.kronecker``.
 
     Any array of two axes or more is a matrix, or a stack of them, with no need to know what layer it is of: see
-    `hfopt.solve.blocks.cut`. Vectors and scalars have the basis they are given in, and so has a side longer than
-    ``longest``; an array with no other sides is measured as Adam would. All M scales with the objective, so that λ has
+    `hfopt.solve.blocks.cut`. Vectors and scalars have the basis they are given in, and so has a side that is too long;
+    an array with no other sides is measured as Adam would. All M scales with the objective, so that λ has
     the unit 1 / parameter: at λ = 100 a step (λM)⁻¹m moves every coordinate of the basis by about 0.01.
 
-    What it keeps for a matrix of r rows and c columns, in numbers: 2r² + 2c² (a side longer than ``longest``: none),
+    What it keeps for a matrix of r rows and c columns, in numbers: 2r² + 2c² (for a side that is too long: none),
     r c for v, r c with momentum, and r c where CG runs.
 
     Args:
       decay: of the running averages of factors, v and D.
-      longest: the longest side that is rotated.
+      longest: the longest side of a matrix that is rotated, and a quarter of the longest of a convolution. To rotate a
+        side of n costs as much as the gradient of n examples costs in that matrix, and a convolution is applied at
+        every position of an example.
       every: renew the bases at every so many steps.
-      average_every: let only every so many gradients into the factors.
       carry: let v and D follow the bases when these are renewed. In SOAP's paper they stay what they were.
       probes: for D, a step; eight times as many at the first.
 
@@ -81,9 +82,8 @@ class Kronecker:
     """
 
     decay: float = 0.95
-    longest: int = 512
+    longest: int = 256
     every: int = 10
-    average_every: int = 1
     carry: bool = True
     probes: int = 1
 
@@ -92,7 +92,7 @@ class Kronecker:
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"kronecker: `decay` must lie in [0, 1), got {self.decay}.")
-        for name in ("longest", "every", "average_every", "probes"):
+        for name in ("longest", "every", "probes"):
             check_count("kronecker", name, getattr(self, name))
 
     def init(self, params: Any, *, momentum: bool, curved: bool) -> KroneckerState:
@@ -103,9 +103,10 @@ class Kronecker:
         def sides(make: Any) -> list[Sides]:
             square = lambda group, n: jnp.broadcast_to(make(n, dtype=group.dtype), (group.matrices, n, n)).copy()  # noqa: E731
             return [
-                Sides(*(square(group, n) if self._rotated(n) else () for n in (group.rows, group.columns)))
-                if group.rows > 1
-                else Sides((), ())
+                Sides(
+                    square(group, group.rows) if group.left else (),
+                    square(group, group.columns) if group.right else (),
+                )
                 for group in blocks.groups
             ]
 
@@ -136,29 +137,23 @@ class Kronecker:
         average, mean = averaged(state.average, rotated, momentum)
         after = state._replace(
             seen=jnp.where(sound, optax.safe_increment(state.seen), state.seen),
-            factors=jax.lax.cond(
-                sound & (state.seen % self.average_every == 0), self._averaged, lambda f, g: f, state.factors, stacks
-            ),
+            factors=self._averaged(state.factors, stacks, sound),
             moment=[jnp.where(sound, self._mixed(v, s), v) for v, s in zip(state.moment, squares, strict=True)],
             average=average,
         )
         return KroneckerGeometry(self, blocks, after, mean, gradient if momentum is None else None)
 
-    def _averaged(self, factors: list[Sides], stacks: Stacks) -> list[Sides]:
-        """L and R with one gradient more."""
-        decay = self.decay**self.average_every
+    def _averaged(self, factors: list[Sides], stacks: Stacks, sound: jax.Array) -> list[Sides]:
+        """L and R with one gradient more, if it is sound."""
 
         def mixed(factor: Any, square: Callable[[], jax.Array]) -> Any:
-            return factor if isinstance(factor, tuple) else decay * factor + (1 - decay) * square()
+            return factor if isinstance(factor, tuple) else jnp.where(sound, self._mixed(factor, square()), factor)
 
         def both(f: Sides, g: jax.Array) -> Sides:
             t = _transposed(g)
             return Sides(mixed(f.left, lambda: _product(g, t)), mixed(f.right, lambda: _product(t, g)))
 
         return list(map(both, factors, stacks))
-
-    def _rotated(self, side: int) -> bool:
-        return 1 < side <= self.longest
 
     def _mixed(self, old: jax.Array, new: jax.Array) -> jax.Array:
         return self.decay * old + (1 - self.decay) * new
