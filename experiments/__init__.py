@@ -11,3 +11,9 @@ Eight rooms; a room imports only from those above it, and `benchmarks` and `exam
     benchmarks/  what hfopt costs
     examples/    hfopt in loops of another kind
 """
+
+import os
+
+# Bases of eigenvectors are LAPACK's work. Its threads wait busily, and beside XLA's own on few cores a factorisation of a
+# millisecond then takes a hundred. They are counted when NumPy is first imported, so this comes before.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

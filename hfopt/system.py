@@ -6,7 +6,7 @@ many λ as there are attempts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.choices import Curvature, takes_key
-from hfopt.curvature.operator import Operator
+from hfopt.curvature.operator import Halves, Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import CGResult, ConjugateGradient
 from hfopt.solve.metrics import Coordinates, Euclidean, Geometry, Metric
@@ -53,12 +53,11 @@ class System:
             result = self.solver.solve(self.operator, b, self.start, preconditioner=self.inverse(damping), **options)
             return Solution(result, lambda x: vdot(b, x))
 
-        def product(x: Any) -> Any:
-            return basis.into(self.operator.product(optax.tree.cast_like(basis.back(x), self.operator.example)))
-
         b = optax.tree.scale(-1, basis.average) if rhs is None else basis.into(rhs)
         start = None if self.start is None else basis.into(self.start)
-        result = self.solver.solve(product, b, start, preconditioner=self.inverse(damping), **options)
+        result = self.solver.solve(
+            _rotated(self.operator, basis, b), b, start, preconditioner=self.inverse(damping), **options
+        )
         kept = result.kept
         converted = result._replace(
             solution=basis.back(result.solution),
@@ -129,6 +128,16 @@ class Assembly:
             start = jax.tree.map(lambda x: jnp.asarray(decay, x.dtype) * x, state.solution)
         carried = Carried(state.solution, geometry.state, left)
         return System(operator, geometry, inverse, start, self.solver, products, carried)
+
+
+def _rotated(operator: Operator, basis: Coordinates, like: Any) -> Operator:
+    """Qᵀ A Q, on trees like ``like``."""
+    back = lambda x: optax.tree.cast_like(basis.back(x), operator.example)  # noqa: E731
+    rotated = Operator.of(lambda x: basis.into(operator.product(back(x))), like, operator.indefinite)
+    if (halves := operator.halves) is None:
+        return rotated
+    backward = lambda x, middle: basis.into(halves.backward(back(x), middle))  # noqa: E731
+    return replace(rotated, halves=Halves(lambda x: halves.forward(back(x)), backward))
 
 
 def _in(basis: Coordinates | None, inverse: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -3,6 +3,9 @@
 The experiments run as users run them, in float32 with JAX's defaults; so does any test marked `float32`.
 """
 
+import experiments  # noqa: F401 - before NumPy and JAX: it keeps LAPACK's threads from waiting for XLA's
+
+# isort: split
 from collections.abc import Iterator
 from contextlib import ExitStack
 

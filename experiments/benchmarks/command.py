@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from experiments import benchmarks
-from experiments.benchmarks import compiling, convergence, memory, preconditioning, products, scaling, step
+from experiments.benchmarks import compiling, convergence, memory, metric, preconditioning, products, scaling, step
 from experiments.benchmarks.measuring import Row
 from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.peers import PEERS
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         preconditioning.main(arguments.json)
         return 0
 
-    name = "step simplenn" if arguments.what == "step" and arguments.case == "simplenn" else arguments.what
+    name = f"step {arguments.case}" if arguments.what == "step" and arguments.case else arguments.what
     baseline = load_baseline(name) if arguments.compare else None
     title, note, rows = _measured(name, arguments)
     if arguments.json:
@@ -55,6 +55,8 @@ def _measured(name: str, arguments: argparse.Namespace) -> tuple[str, str, list[
             return products.TITLE, products.NOTE, rows
         case "step simplenn":
             return step.SIMPLENN_TITLE, step.SIMPLENN_NOTE, step.measure_simplenn(arguments.rounds, arguments.precision)
+        case "step metric":
+            return metric.TITLE, metric.NOTE, metric.measure(arguments.rounds, _networks(arguments))
         case "step":
             return step.TITLE, step.NOTE, step.measure(arguments.rounds, _networks(arguments)[0])
         case "memory":
@@ -96,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
                 default="highest",
                 help="of matrix products; the default keeps float32 out of TF32 and bf16 passes on GPU and TPU",
             )
-        if name in ("products", "compile"):
+        if name in ("products", "step", "compile"):
             keys = [network.key for network in NETWORKS]
             command.add_argument("--network", choices=keys, action="append", help="only this one (default: all)")
         if name == "products":
@@ -104,5 +106,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--peer", choices=sorted(PEERS), action="append", default=[], help="also measure this package's product"
             )
         if name == "step":
-            command.add_argument("--case", choices=["simplenn"], help="the work of simpleNN instead of the MLP")
+            command.add_argument(
+                "--case",
+                choices=["metric", "simplenn"],
+                help="steps in the metric of the gradients, or the work of simpleNN",
+            )
     return parser

@@ -44,8 +44,8 @@ def measure(rounds: int | None = None, network: Network = NETWORKS[0]) -> list[R
         region = hfopt.earned_trust(radius=1e-12, initial_cg_steps=k)
         make = partial(hfopt.hessian_free, solver=hfopt.cg(max_steps=k, stop=()), trust_region=region)
         # Their first calls are not measured: from the second on there is a solution to start from and a step to judge.
-        programs[f"k = {k}"] = _loop(make(), params, value_fn)
-        programs[f"k = {k}, from zero"] = _loop(make(warm_start=None), params, value_fn)
+        programs[f"k = {k}"] = loop(make(), params, value_fn)
+        programs[f"k = {k}, from zero"] = loop(make(warm_start=None), params, value_fn)
     times = interleaved(programs, rounds or _ROUNDS)
     product, loss = arithmetic(network), flops(value_fn, params) / flops(jax.value_and_grad(value_fn), params)
     rows = []
@@ -59,7 +59,7 @@ def measure(rounds: int | None = None, network: Network = NETWORKS[0]) -> list[R
     return rows
 
 
-def _loop(tx: Any, params: Any, value_fn: hfopt.ValueFn) -> Callable[[], Any]:
+def loop(tx: Any, params: Any, value_fn: hfopt.ValueFn) -> Callable[[], Any]:
     """A training loop, one step a call, with the buffers of the last step donated to the next."""
     step = jax.jit(partial(train_step, tx), donate_argnums=(0, 1))
     held = jax.tree.map(jnp.copy, (params, tx.init(params)))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hfopt.batch import Chunks, Examples, chunks, examples, size, sum_over_chunks
 from hfopt.convolutions import canonical, specialize
-from hfopt.curvature.operator import Operator
+from hfopt.curvature.operator import Halves, Operator
 from hfopt.objective import Memory, Objective, ValueFn
 from hfopt.vectors import abstract
 
@@ -23,6 +23,7 @@ class Products(NamedTuple):
 
     product: Callable[[Any], Any]  # v ↦ Σ c_i A_i v
     quadratic: Callable[[Any], jax.Array]  # v ↦ Σ c_i vᵀ A_i v
+    halves: Halves | None = None  # see `Operator`
     probe: Callable[[jax.Array], tuple[Any, ...]] | None = None  # see `Operator`
 
 
@@ -70,15 +71,19 @@ def average(
             # A chunk is linearised anew in every product: the memory of one chunk, at the price of its forward pass.
             product = lambda v: sum_over_chunks(lambda rows: products(rows).product(v), chunked)  # noqa: E731
             quadratic = lambda v: sum_over_chunks(lambda rows: products(rows).quadratic(v), chunked)  # noqa: E731
-            probe = None
+            halves = probe = None
             if _keeps_residuals(value_fn.memory, products, chunked, example):
                 # The sum is linear in v: its linear part is what is left when all that does not depend on v has been
                 # computed, chunk by chunk, and kept. That runs in a loop too, so its convolutions are rewritten first.
                 product = jax.linearize(canonical(product), jax.tree.map(jnp.zeros_like, params))[1]
         else:
-            product, quadratic, probe = products(examples(value_fn.averaged))
+            product, quadratic, halves, probe = products(examples(value_fn.averaged))
         # A step multiplies at several places, so the product is traced once, here; the quadratic form only if used.
-        product = specialize(product, params)
+        if halves is None:
+            product = specialize(product, params)
+        else:
+            halves = _specialized(halves, params)
+            product = _joined(halves)
 
     def drawn(key: jax.Array) -> tuple[Any, ...]:
         assert probe is not None
@@ -86,8 +91,33 @@ def average(
             return canonical(probe)(key)
 
     mean = Operator(product, quadratic_form, example, indefinite)
-    whole = mean if not (objective.is_penalised and regularised) else mean + _penalty(objective, example)
-    return replace(whole, probe=None if probe is None else drawn)
+    if objective.is_penalised and regularised:
+        penalty = _penalty(objective, example)
+        halves = halves and _added(halves, penalty)
+        mean = mean + penalty
+    return replace(mean, halves=halves, probe=None if probe is None else drawn)
+
+
+def _specialized(halves: Halves, params: Any) -> Halves:
+    """Either half traced once."""
+    forward = specialize(halves.forward, params)
+    _, middle = jax.eval_shape(forward, params)
+    backward = specialize(lambda middle: halves.backward(None, middle), middle)
+    return Halves(forward, lambda v, middle: backward(middle))
+
+
+def _joined(halves: Halves) -> Callable[[Any], Any]:
+    return lambda v: halves.backward(v, halves.forward(v)[1])
+
+
+def _added(halves: Halves, penalty: Operator) -> Halves:
+    """Those of the sum."""
+
+    def forward(v: Any) -> tuple[jax.Array, Any]:
+        quadratic, middle = halves.forward(v)
+        return quadratic + penalty.quadratic(v).astype(quadratic.dtype), middle
+
+    return Halves(forward, lambda v, middle: jax.tree.map(jnp.add, halves.backward(v, middle), penalty.product(v)))
 
 
 def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:

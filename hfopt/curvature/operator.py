@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
+class Halves(NamedTuple):
+    """A product in two steps; see `Operator`."""
+
+    forward: Callable[[Any], tuple[jax.Array, Any]]
+    backward: Callable[[Any, Any], Any]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Operator:
     """A symmetric linear map v ↦ A v, for v a pytree shaped like the parameters.
@@ -32,6 +39,7 @@ class Operator:
       quadratic: v ↦ vᵀ A v, where that is cheaper than a product followed by a dot product.
       example: a pytree of ``jax.ShapeDtypeStruct`` like the parameters.
       indefinite: whether vᵀ A v < 0 is to be expected for some v, so that a step looks out for such directions.
+      halves: the product in two steps, where vᵀ A v comes with the first: v ↦ (vᵀ A v, middle) and (v, middle) ↦ A v.
       probe: key ↦ trees u and w like the parameters with E[u wᵀ] = A without its penalty, or u alone where w is the
         same; where such draws cost less than a product.
 
@@ -46,6 +54,7 @@ class Operator:
     quadratic: Callable[[Any], jax.Array]
     example: Any
     indefinite: bool = False
+    halves: Halves | None = None
     probe: Callable[[jax.Array], tuple[Any, ...]] | None = None
 
     # Above NumPy's, so that ``numpy_scalar * A`` reaches __rmul__ instead of becoming an array of objects.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from hfopt.batch import Examples
 from hfopt.curvature.average import Products, average
 from hfopt.curvature.linearize import linearize
-from hfopt.curvature.operator import Operator
+from hfopt.curvature.operator import Halves, Operator
 from hfopt.curvature.roots import Roots, random_signs
 from hfopt.losses import Loss, mean_loss
 from hfopt.objective import Objective, ValueFn
@@ -42,15 +42,21 @@ def sandwich(value_fn: ValueFn, params: Any, middle: Middle, roots: Roots | None
             u = model.jvp(v)
             return vdot(u, inner(u))
 
+        def forward(v: Any) -> tuple[jax.Array, Any]:
+            u = model.jvp(v)
+            middle = inner(u)
+            return vdot(u, middle), middle
+
+        halves = Halves(forward, lambda v, middle: model.vjp(middle))
         if roots is None:
-            return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic)
+            return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic, halves)
         pair = roots(model.seen_by(objective.loss), model.outputs, rows)
 
         def probe(key: jax.Array) -> tuple[Any, ...]:
             u, w = pair(random_signs(key, model.outputs))
             return (model.vjp(u),) if w is u else (model.vjp(u), model.vjp(w))
 
-        return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic, probe)
+        return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic, halves, probe)
 
     return average(value_fn, params, products)
 

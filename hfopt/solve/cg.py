@@ -10,7 +10,9 @@ How it differs from the textbook:
 3. pᵀAp ≤ 0 ends the iteration; the divisor is guarded by the sign and the smallest normal number, never clamped, since
    late in training the right-hand side and with it pᵀAp are legitimately tiny;
 4. a non-finite number ends it too, and the last finite iterate is returned;
-5. the residual of x₀ is formed by the loop itself, in an opening turn that moves r and not x: a product is by far the
+5. where the product comes in two halves, a jvp and a vjp, the last iteration that is allowed makes only the first: α
+   and φ need no more;
+6. the residual of x₀ is formed by the loop itself, in an opening turn that moves r and not x: a product is by far the
    largest part of the program, and is compiled once.
 """
 
@@ -121,7 +123,9 @@ class ConjugateGradient:
         apply = operator.product if isinstance(operator, Operator) else operator
         narrow = operator.example if isinstance(operator, Operator) else rhs
         packing = Packing.of(widened(rhs))
-        multiply = packing.linear(lambda v: apply(optax.tree.cast_like(v, narrow)))
+        narrowed = lambda v: optax.tree.cast_like(v, narrow)  # noqa: E731
+        multiply = packing.linear(lambda v: apply(narrowed(v)))
+        halves = operator.halves if isinstance(operator, Operator) else None
         measure = packing.linear(metric) if metric else lambda v: v
         precondition = packing.linear(preconditioner) if preconditioner else lambda r: r
         product = lambda v: axpy(damping, measure(v), multiply(v))  # noqa: E731
@@ -142,8 +146,19 @@ class ConjugateGradient:
         def iterate(state: _State) -> _State:
             opening = jnp.bool_(warm) & (state.products == 0)
             step, p = state.step + jnp.where(opening, 0, 1), state.p
-            ap = product(p)
-            curvature = vdot(p, ap)
+            if halves is None:
+                ap = product(p)
+                curvature = vdot(p, ap)
+            else:
+                v, mp = narrowed(packing.unpack(p)), measure(p)
+                form, middle = halves.forward(v)
+                curvature = form.astype(first.dtype) + jnp.asarray(damping, first.dtype) * vdot(p, mp)
+                # What the last iteration is for is x and φ, and r is for the next one.
+                ap = jax.lax.cond(
+                    (step >= cap) & ~opening,
+                    lambda: optax.tree.zeros_like(p),
+                    lambda: axpy(damping, mp, packing.pack(halves.backward(v, middle))),
+                )
             alpha = state.ry / jnp.maximum(curvature, tiny)
             x = axpy(alpha, p, state.x)
             r = axpy(-jnp.where(opening, 1, alpha), ap, state.r)

@@ -1,5 +1,7 @@
 """CG against dense solves, SciPy, and the failures it must survive."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import scipy.sparse.linalg
 
 import hfopt
 from hfopt import Stop
+from hfopt.curvature.operator import Halves
 
 
 def _spd(n: int = 12, condition: float = 1e3, seed: int = 0) -> np.ndarray:
@@ -172,7 +175,31 @@ def test_float32_reaches_float32_accuracy():
     assert result.residual_norm < 1e-4 * np.linalg.norm(rhs)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.5])
-def test_the_cap_is_a_positive_integer(steps):
-    with pytest.raises(ValueError, match="`max_steps` must be a positive integer"):
+@pytest.mark.parametrize("limit", [None, 0])
+def test_no_iterations_leave_the_start(limit):
+    matrix, start = _spd(), jnp.asarray(_rhs(seed=3))
+    for x0, expected in ((None, jnp.zeros_like(start)), (start, start)):
+        result = _solve(matrix, _rhs(), x0, max_steps=0 if limit is None else 5, step_limit=limit)
+        np.testing.assert_array_equal(result.solution, expected)
+        assert (int(result.steps), int(result.products), Stop(int(result.stop))) == (0, 0, Stop.CAP)
+
+
+def test_the_last_iteration_makes_half_a_product():
+    """The same iterates as with whole products, whether the cap or a rule ends them."""
+    root = np.random.default_rng(5).normal(size=(30, 12))
+    A, rhs = root.T @ root, jnp.asarray(_rhs())
+    halves = Halves(lambda v: (jnp.vdot(root @ v, root @ v), root @ v), lambda v, middle: root.T @ middle)
+    whole = hfopt.Operator.of_matrix(A)
+    for solver in (hfopt.cg(4, stop=()), hfopt.cg(40, hfopt.relative_residual(1e-10))):
+        for start in (None, jnp.ones(12)):
+            found = solver.solve(replace(whole, halves=halves), rhs, start, damping=0.1)
+            expected = solver.solve(whole, rhs, start, damping=0.1)
+            np.testing.assert_allclose(found.solution, expected.solution, rtol=1e-6)
+            np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
+            assert (int(found.steps), int(found.stop)) == (int(expected.steps), int(expected.stop))
+
+
+@pytest.mark.parametrize("steps", [-1, 2.5])
+def test_the_cap_is_a_number_of_iterations(steps):
+    with pytest.raises(ValueError, match="`max_steps` must be an integer of at least 0"):
         hfopt.cg(steps)
