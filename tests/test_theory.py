@@ -8,7 +8,7 @@ from tests.cases import slowly
 from tests.test_readme import ROOT, run_blocks
 
 DOCS = ROOT / "docs"
-PAGES = ["split.md", "gauss_newton.md", "losses.md", "quadratic_form.md", "fishers.md"]
+PAGES = ["split.md", "gauss_newton.md", "losses.md", "quadratic_form.md", "fishers.md", "metric.md"]
 DISPLAY = r"^\$\$\n(.*?)\n\$\$$"
 
 
