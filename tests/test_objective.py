@@ -102,6 +102,33 @@ def test_precision_reaches_the_products():
 X, Y = np.ones((4, 2)), np.zeros((4, 2))
 
 
+def _rows(part):
+    return None if part is None else len(part.inputs)
+
+
+@pytest.mark.parametrize(
+    ("targets", "part", "rows"),
+    [
+        (np.zeros(100, int), 0.25, 25),
+        (np.zeros(30, int), 0.1, 3),
+        (np.zeros(7, int), 0.25, 2),
+        (np.zeros(3, int), 1.0, 3),
+        (np.zeros(400, int), "auto", 100),
+        (np.zeros(64, int), "auto", 32),  # 16 images judge too noisily
+        (np.zeros((32, 48), int), "auto", 8),  # 8 sequences of 48 tokens do not
+        (np.zeros((8, 5), int), "auto", 7),
+        (np.zeros((20, 3)), "auto", 20),
+    ],
+)
+def test_a_share_of_the_batch_is_its_first_examples_and_judges_the_steps(targets, part, rows):
+    inputs = np.arange(len(targets))
+    value_fn = _bind((inputs, targets), curvature_batch=part)
+    assert _rows(value_fn.curvature_batch) == _rows(value_fn.evaluation_batch) == rows
+    np.testing.assert_array_equal(value_fn.averaged.inputs, inputs[:rows])
+    apart = _bind((inputs, targets), curvature_batch=part, evaluation_batch=1.0)
+    assert (_rows(apart.curvature_batch), _rows(apart.evaluation_batch)) == (rows, len(targets))
+
+
 def _bind(*args, predict=lambda p, x: x @ p, loss=optax.squared_error, **options):
     return hfopt.Objective(predict, loss).bind(*args, **options)
 
@@ -127,6 +154,12 @@ def _bind(*args, predict=lambda p, x: x @ p, loss=optax.squared_error, **options
         (lambda: _bind((X, Y), loss=lambda z, y: jnp.mean(z))(jnp.ones((2, 2))), "`loss` returned a scalar; it must"),
         (lambda: _bind((X, Y), loss=lambda z, y: z.sum(0))(jnp.ones((2, 2))), r"returned shape \(2,\) for 4 examples"),
         (lambda: _bind((X, Y), loss=lambda z, y: (z > 0)[:, 0])(jnp.ones((2, 2))), "must return floating values"),
+        (lambda: _bind((X, Y), curvature_batch=1.5), r"`curvature_batch` must be examples, a share in \(0, 1\]"),
+        (lambda: _bind((X, Y), evaluation_batch="some"), r"`evaluation_batch` must be examples, .* got 'some'"),
+        (
+            lambda: _bind((X, Y, np.array([0.0, 1, 1, 1])), curvature_batch=0.25),
+            r"weights in `curvature_batch \(the first 1 of batch\)` are all 0",
+        ),
         (lambda: hfopt.Objective(lambda p, x: x, optax.l2_loss, l2=-1.0), "`l2` must be at least 0, got -1.0"),
     ],
 )

@@ -144,8 +144,8 @@ def make_train_step(
 
     Args:
       loss: one value an example; see `hfopt.Objective`.
-      bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``; batches among them are the same for
-        all steps.
+      bind: arguments of `hfopt.Objective.bind`, such as ``{"curvature_batch": "auto", "chunk_size": 500}``; shares are
+        of the batch of the step, batches among them are the same for all steps.
       donate: let the memory of the old state be used for the new one. Nothing that is in it may be used afterwards,
         the parameters that the first state was created from included.
       exact_loss: report f by a forward pass of its own, which equals ``jax.jit(value_fn)(params)`` bit for bit. The f

@@ -153,8 +153,8 @@ def make_train_step(
 
     Args:
       loss: one value an example; see `hfopt.Objective`.
-      bind: arguments of `hfopt.Objective.bind`, such as ``{"chunk_size": 500}``; batches among them are the same for
-        all steps.
+      bind: arguments of `hfopt.Objective.bind`, such as ``{"curvature_batch": "auto", "chunk_size": 500}``; shares are
+        of the batch of the step, batches among them are the same for all steps.
       exact_loss: report f by a forward pass of its own, which equals ``jax.jit(value_fn)(params)`` bit for bit. The f
         of ``jax.value_and_grad``, reported otherwise, costs nothing and may differ from that in the last place.
       options: as for `objective`; what is trained is the optimizer's ``wrt``.

@@ -43,6 +43,18 @@ def test_one_loop_serves_every_optimizer_and_reports_the_value_of_its_function(t
     assert ("products" in metrics) == (tx is SMALL)
 
 
+CHEAP = hfopt.presets.soap(10)
+
+
+def test_curvature_and_judging_may_have_a_share_of_every_batch():
+    state, options = new_state(CHEAP), {"l2": L2, "arguments": {"train": False}}
+    train_step = linen.make_train_step(CROSS_ENTROPY, donate=False, bind={"curvature_batch": 0.25}, **options)
+    after, metrics = train_step(state, batch())
+    first = jax.tree.map(lambda x: x[: len(x) // 4], batch())
+    judged = state.value_fn(CROSS_ENTROPY, first, **options)(after.params)
+    assert metrics["new_loss"] == pytest.approx(float(judged), rel=1e-5)
+
+
 @pytest.mark.slow
 def test_all_of_a_step_sees_one_mask_and_the_next_step_another():
     state, train_step = new_state(), linen.make_train_step(CROSS_ENTROPY, donate=False, **TRAINING)

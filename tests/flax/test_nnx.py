@@ -42,6 +42,16 @@ def test_one_loop_serves_every_optimizer_and_reports_the_value_of_its_function(t
     assert ("products" in metrics) == (tx is SMALL)
 
 
+def test_curvature_and_judging_may_have_a_share_of_every_batch():
+    model = NNX(nnx.Rngs(0))
+    model.eval()
+    optimizer = hf.Optimizer(model, hfopt.presets.soap(10), wrt=nnx.Param)
+    metrics = hf.make_train_step(CROSS_ENTROPY, bind={"curvature_batch": 0.25})(model, optimizer, batch())
+    first = jax.tree.map(lambda x: x[: len(x) // 4], batch())
+    judged = hf.value_fn(model, CROSS_ENTROPY, first)(hf.params(model))
+    assert metrics["new_loss"] == pytest.approx(float(judged), rel=1e-5)
+
+
 def test_making_and_calling_the_function_changes_nothing_in_the_module():
     model = NNX(nnx.Rngs(0))
     before = everything(model)
