@@ -135,7 +135,7 @@ def soap(
     require_positive("soap", learning_rate=learning_rate)
 
     def damping(step: jax.Array) -> Any:
-        remaining = jnp.maximum(1 - step.astype(jnp.float32) / total_steps, 0)
+        remaining = jnp.maximum(1 - step.astype(float) / total_steps, 0)
         return 1 / (learning_rate * remaining)
 
     return hessian_free(

@@ -37,7 +37,7 @@ from hfopt.solve.preconditioners import Jacobi, Preconditioner
 from hfopt.solve.stopping import Stop
 from hfopt.state import Carried, DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
 from hfopt.system import Assembly
-from hfopt.vectors import norm, widened
+from hfopt.vectors import norm, widened, widest_dtype
 
 
 def hessian_free(
@@ -131,7 +131,7 @@ def hessian_free(
 
     def init(params: Any) -> HessianFreeState:
         check_start(params)
-        dtype = _scalar_dtype(params)
+        dtype = widest_dtype(params)
         # Separate arrays: a donated state must not hold one buffer twice.
         zero = lambda: jnp.zeros((), dtype)  # noqa: E731
         none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
@@ -273,7 +273,7 @@ def scale_by_gauss_newton(
     def init(params: Any) -> GaussNewtonState:
         check_start(params)
         none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - separate arrays: the state may be donated
-        info = DirectionInfo(jnp.zeros((), _scalar_dtype(params)), none(), none(), none())
+        info = DirectionInfo(jnp.zeros((), widest_dtype(params)), none(), none(), none())
         return GaussNewtonState(step=none(), info=info, **assembly.init(params)._asdict())
 
     def update(
@@ -308,10 +308,3 @@ def scale_by_gauss_newton(
         return optax.tree.cast_like(direction, params), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _scalar_dtype(params: Any) -> Any:
-    """The dtype of losses, λ and ρ: the widest among the parameters, at least float32."""
-    # Without leaves: the placeholder by which optax.tree.map_params finds the parts of the state that are like them.
-    bits = max((jnp.finfo(jnp.result_type(leaf)).bits for leaf in jax.tree.leaves(params)), default=32)
-    return jnp.float64 if bits == 64 else jnp.float32

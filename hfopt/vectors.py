@@ -123,6 +123,11 @@ def wide_dtype(x: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def widest_dtype(tree: Any) -> Any:
+    """The widest dtype in ``tree``, at least float32."""
+    return max(map(wide_dtype, jax.tree.leaves(tree)), key=lambda d: jnp.finfo(d).bits, default=jnp.float32)
+
+
 def abstract(tree: Any) -> Any:
     """``tree`` with a ``jax.ShapeDtypeStruct`` for every leaf."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)

@@ -98,6 +98,11 @@ class Kronecker:
     def init(self, params: Any, *, momentum: bool, curved: bool) -> KroneckerState:
         """No gradients seen, and the bases that the arrays are given in."""
         blocks = Blocks.of(params, self.longest)
+        # Without arrays: the placeholder by which optax.tree.map_params finds the parts of the state that are like
+        # them. Where that finds a leaf, it leaves what there is in its place alone.
+        if not blocks.groups:
+            leaf = jnp.zeros(0)
+            return KroneckerState(leaf, leaf, leaf, leaf, leaf, leaf, leaf)  # type: ignore[arg-type]
         zeros = lambda: [jnp.zeros(group.shape, group.dtype) for group in blocks.groups]  # noqa: E731
 
         def sides(make: Any) -> list[Sides]:

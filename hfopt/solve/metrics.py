@@ -18,7 +18,7 @@ import optax
 
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
-from hfopt.vectors import Diagonal, vdot, wide_dtype, widened
+from hfopt.vectors import Diagonal, vdot, wide_dtype, widened, widest_dtype
 
 Product = Callable[[Any], Any]
 
@@ -101,14 +101,14 @@ class AverageState(NamedTuple):
 
 def no_average(like: Any) -> AverageState:
     """Before the first gradient; ``like``: a pytree in the form that the average is kept in."""
-    return AverageState(jnp.zeros((), jnp.float32), optax.tree.zeros_like(like))
+    return AverageState(jnp.zeros((), widest_dtype(like)), optax.tree.zeros_like(like))
 
 
 def averaged(state: Any, gradient: Any, momentum: Any) -> tuple[Any, Any]:
     """The state after one gradient more, and m. Without momentum, nothing is kept. A bad gradient is not averaged."""
     if momentum is None:
         return state, gradient
-    decay = jnp.asarray(momentum, jnp.float32)
+    decay = jnp.asarray(momentum, state.weight.dtype)
     sound = finite(gradient)
     total = jax.tree.map(
         lambda t, g: decay.astype(t.dtype) * t + (1 - decay).astype(t.dtype) * g, state.total, gradient

@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.preconditioners import Inverse, check_count, refreshed
-from hfopt.vectors import norms, wide_dtype
+from hfopt.vectors import norms, widest_dtype
 
 # In units of machine epsilon and the largest eigenvalue: 1 is too little, and 100 gives away twice the iterations.
 _NOISE = 10
@@ -129,6 +129,6 @@ def approximate(
 def _flatten(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
     """A tree as one vector, in the widest of its dtypes and at least float32, and the way back to its own dtypes."""
     dtypes = jax.tree.map(jnp.result_type, tree)
-    widest = max((wide_dtype(leaf) for leaf in jax.tree.leaves(tree)), key=lambda dtype: jnp.finfo(dtype).bits)
+    widest = widest_dtype(tree)
     flat, unravel = ravel_pytree(optax.tree.cast(tree, widest))
     return flat, lambda v: jax.tree.map(lambda x, dtype: x.astype(dtype), unravel(v), dtypes)

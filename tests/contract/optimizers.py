@@ -33,7 +33,9 @@ OPTIMIZERS = {
     "kiros2013": Optimizer(
         partial(hfopt.presets.kiros2013, steps_per_epoch=2), "learning_rate", static=("steps_per_epoch",)
     ),
-    "soap": Optimizer(partial(hfopt.presets.soap, total_steps=20), "learning_rate", static=("total_steps",)),
+    "soap": Optimizer(
+        partial(hfopt.presets.soap, total_steps=20), "learning_rate", (0.01, 0.001), static=("total_steps",)
+    ),
     "stochastic": Optimizer(
         partial(hfopt.presets.stochastic, total_steps=20), "damping", static=("total_steps", "cg_steps")
     ),
