@@ -3,12 +3,14 @@
 For a problem at fixed parameters and a fixed λ, each solve of (G + λI) d = −g runs until the quadratic model φ is
 within 1e-3 of its minimum, φ(d) − φ* ≤ 1e-3 |φ*|: the same accuracy for all, since φ − φ* is half the squared error of
 d in the norm of G + λI. φ* comes from a tight solve in float64; the solves are in float32, as users run them.
-Iterations do not depend on the machine's speed. A set-up of 1 product is one pass over the batch, forth and back;
-a set-up pays after the number of steps that have to share it before the iterations saved are more than its products.
+Iterations do not depend on the machine's speed, the seconds of set-up and solve together do. A set-up of 1 product is one
+pass over the batch, forth and back; it pays after the number of steps that have to share it before the iterations saved
+are more than its products.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,7 @@ from rich.table import Table
 
 import hfopt
 from experiments.benchmarks.measuring import machine
+from experiments.benchmarks.networks import NETWORKS
 from experiments.problems.digits import load_digits
 from experiments.problems.models import CNN, MLP
 from hfopt.solve.nystrom import Nystrom
@@ -34,6 +37,39 @@ ACCURACY = 1e-3
 _MAX_STEPS = 3000
 _TRAINING_STEPS = 20
 
+
+class _KroneckerState(NamedTuple):
+    geometry: Any
+    setup_products: Any
+
+
+@dataclass(frozen=True)
+class _Kronecker:
+    """Q (D + λ)⁻¹ Qᵀ, in the bases of the gradients of parts of the batch: what training knows after as many steps."""
+
+    metric: hfopt.kronecker
+    parts: int = 20
+
+    def init(self, params: Any) -> Any:
+        return self.metric.init(params, momentum=False, curved=True)
+
+    def update(self, state: Any, operator: hfopt.Operator, value_fn: hfopt.ValueFn, params: Any) -> _KroneckerState:
+        inputs, targets, _ = value_fn.batch
+        count = len(jax.tree.leaves(targets)[0]) // self.parts
+        for i in range(self.parts):
+            part = jax.tree.map(lambda x: x[i * count : (i + 1) * count], (inputs, targets))  # noqa: B023
+            gradient = jax.grad(value_fn.objective.bind(part))(params)
+            geometry = self.metric.geometry(state, gradient, None, value_fn, params)
+            state = geometry.state
+        geometry = geometry.curved(operator, value_fn, params)
+        return _KroneckerState(geometry, 1 + geometry.products)
+
+    def inverse(self, state: _KroneckerState, damping: Any) -> Callable[[Any], Any]:
+        into, back, _ = state.geometry.coordinates
+        damped = [1 / (d + damping) for d in state.geometry.curvature]
+        return lambda r: back([d * x for d, x in zip(damped, into(r), strict=True)])
+
+
 CHOICES: dict[str, Preconditioner | None] = {
     "none": None,
     "squared gradients, ¾": SquaredGradients(),
@@ -42,6 +78,7 @@ CHOICES: dict[str, Preconditioner | None] = {
     "Jacobi, 1": Jacobi(),
     "Nyström 32": Nystrom(32),
     "Nyström 128": Nystrom(128),
+    "Kronecker": _Kronecker(hfopt.kronecker(decay=0.9, every=4, probes=2)),
 }
 
 
@@ -92,7 +129,11 @@ def _case_rows(case: Case) -> list[dict[str, Any]]:
         target = (1 - ACCURACY) * _minimum(case, params)
         plain = None
         for name, solve in solves.items():
-            steps, reached, setup = (int(x) for x in solve(params, value_fn, case.damping, target))
+            arguments = params, value_fn, case.damping, target
+            steps, reached, setup = (int(x) for x in solve(*arguments))
+            began = time.perf_counter()
+            jax.block_until_ready(solve(*arguments))
+            seconds = time.perf_counter() - began
             if name == "none":
                 plain = steps if reached else None
             saved = plain - steps if reached and plain is not None else None
@@ -104,6 +145,7 @@ def _case_rows(case: Case) -> list[dict[str, Any]]:
                 "preconditioner": name,
                 "iterations": steps if reached else None,
                 "setup_products": setup,
+                "seconds": seconds,
                 "pays_after": math.ceil(setup / saved) if saved is not None and saved > 0 else None,
                 "fewer": plain / max(steps, 1) if reached and plain is not None else None,
             }
@@ -213,7 +255,23 @@ def _regression() -> Case:
     return Case("regression, scales over 3 decades", objective, jnp.zeros(100), batch, damping=1e-5, steps=0)
 
 
-CASES: tuple[Callable[[], Case], ...] = (_mlp, _cnn, _autoencoder, _regression)
+def _network(key: str) -> Case:
+    """One of those that products are measured on, with random data that it can learn by heart."""
+    network = next(one for one in NETWORKS if one.key == key)
+    value_fn = network.bind()
+    batch = jax.tree.map(np.asarray, tuple(value_fn.batch)[:2])
+    return Case(network.name, value_fn.objective, network.params(), batch, damping=1e-3, steps=_TRAINING_STEPS)
+
+
+def _lstm() -> Case:
+    return _network("lstm")
+
+
+def _transformer() -> Case:
+    return _network("transformer")
+
+
+CASES: tuple[Callable[[], Case], ...] = (_mlp, _cnn, _autoencoder, _regression, _lstm, _transformer)
 
 
 def print_table(rows: list[dict[str, Any]], caption: str) -> None:
@@ -223,7 +281,7 @@ def print_table(rows: list[dict[str, Any]], caption: str) -> None:
         caption=f"pays after: steps that must share a set-up. {caption}",
     )
     table.add_column("preconditioner")
-    for name in ("iterations", "times fewer", "set-up", "pays after"):
+    for name in ("iterations", "times fewer", "set-up", "pays after", "seconds"):
         table.add_column(name, justify="right")
     groups = dict.fromkeys((row["case"], row["parameters"], row["damping"], row["stage"]) for row in rows)
     for case, parameters, damping, stage in groups:
@@ -239,5 +297,6 @@ def print_table(rows: list[dict[str, Any]], caption: str) -> None:
                 "" if row["fewer"] is None else f"{row['fewer']:.1f}",
                 str(row["setup_products"]),
                 "" if not row["pays_after"] else str(row["pays_after"]),
+                f"{row['seconds']:.2f}",
             )
     Console().print(table)

@@ -190,6 +190,11 @@ class KroneckerGeometry:
         return Coordinates(self._into, lambda x: self.blocks.join(_unrotate(self.state.bases, x)), self.mean)
 
     @property
+    def curvature(self) -> Stacks:
+        """D without the bias of its start, in the coordinates; zero before the first probes."""
+        return self.rule._corrected(self.state.curvature, self.state.probed)
+
+    @property
     def product(self) -> Product:
         """x ↦ Qᵀ M Q x."""
         return Diagonal(self._roots())
@@ -224,8 +229,7 @@ class KroneckerGeometry:
     def inverse(self, damping: Any) -> Product:
         """x ↦ (D + λ√v)⁻¹ x."""
         damping = jnp.asarray(damping)
-        curvature = self.rule._corrected(self.state.curvature, self.state.probed)
-        damped = [d + damping.astype(r.dtype) * r for d, r in zip(curvature, self._roots(), strict=True)]
+        damped = [d + damping.astype(r.dtype) * r for d, r in zip(self.curvature, self._roots(), strict=True)]
         return Diagonal([1 / d for d in damped])
 
     def _roots(self) -> Stacks:
