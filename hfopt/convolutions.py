@@ -90,6 +90,17 @@ def lacks_forward_rule(jvp: Callable[..., Any], *examples: Any) -> bool:
     return _holds("custom_lin", jax.make_jaxpr(jvp)(*examples).jaxpr)
 
 
+def unaffected(function: Callable[[Any], Any], example: Any) -> Any:
+    """Shaped like the results of ``function``: whether one does not depend on the argument, by how it is computed."""
+    closed, out_shape = jax.make_jaxpr(function, return_shape=True)(example)
+    reached = set(closed.jaxpr.invars)
+    for equation in closed.jaxpr.eqns:
+        if any(not isinstance(atom, Literal) and atom in reached for atom in equation.invars):
+            reached.update(equation.outvars)
+    free = [isinstance(atom, Literal) or atom not in reached for atom in closed.jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(out_shape), free)
+
+
 def _rewrite(closed: ClosedJaxpr) -> ClosedJaxpr:
     avals = [variable.aval for variable in closed.jaxpr.invars]
     examples = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]

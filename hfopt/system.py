@@ -14,6 +14,7 @@ import optax
 
 from hfopt.choices import Curvature, takes_key
 from hfopt.curvature.operator import Operator
+from hfopt.curvature.straight import of_steps
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import CGResult, ConjugateGradient
 from hfopt.solve.metrics import Metric
@@ -86,7 +87,7 @@ class Assembly:
           gradient: what the metric follows; in at least float32.
         """
         key = {"key": jax.random.fold_in(jax.random.key(self.seed), state.step)} if takes_key(self.curvature) else {}
-        operator = self.curvature(value_fn, params, **key)
+        operator = of_steps(self.curvature)(value_fn, params, **key)
         metric, measuring, unmeasure = None, state.metric, None
         if self.metric is not None:
             measuring = self.metric.update(state.metric, gradient)

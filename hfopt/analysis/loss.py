@@ -89,8 +89,9 @@ def _curvature(seen: list[_Seen], case: Case) -> Finding:
             "curvature",
             Status.FAILED,
             f"the loss is a straight line in {', '.join(sorted(everywhere))}: B = 0, and G sees nothing of it",
-            "Smooth the loss: optax.losses.huber_loss for an absolute error, softplus or its square for a hinge and "
-            "for a quantile; or take curvature=hfopt.empirical_fisher, which is made of gradients.",
+            "Steps take the B of a smoothed loss for it. Smooth it yourself where G is what you want: "
+            "optax.losses.huber_loss for an absolute error, softplus for a hinge or a quantile; or take "
+            "hfopt.empirical_fisher, which is made of gradients.",
         )
     if flat[0]:
         detail = f"B = 0 in {', '.join(sorted(flat[0]))} at these outputs, though not elsewhere"
