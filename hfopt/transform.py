@@ -60,8 +60,9 @@ def hessian_free(
     Args:
       curvature: ``curvature(value_fn, params) -> Operator``: `hfopt.gauss_newton`, `hfopt.hessian`, `hfopt.fisher`,
         `hfopt.empirical_fisher`. With the first, a loss that is a straight line in an output, such as an absolute
-        error, is smoothed there: see `hfopt.curvature.straight`. One that takes a ``key`` that is ``None`` by default is given a new one every step.
-        With `hfopt.hessian`, directions of negative curvature are followed where that lowers f.
+        error, is smoothed there: see `hfopt.curvature.straight`. One that takes a ``key`` that is ``None`` by default
+        is given a new one every step. With `hfopt.hessian`, directions of negative curvature are followed where that
+        lowers f.
       solver: of the linear system; `hfopt.cg`.
       preconditioner: of CG; `hfopt.jacobi`, `hfopt.squared_gradients`, `hfopt.nystrom`, or ``None``: the inverse of the
         metric where that is cheap, else none. Give it where you give a metric: the default knows of G alone.
