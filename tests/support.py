@@ -229,6 +229,13 @@ ROWS = [
         "curvature: taken for a schedule",
     ),
     Row(
+        "parameters split by an explicit axis",
+        RIGHT,
+        "but for `hfopt.nystrom`",
+        "tests.test_placement",
+        "test_parameters_may_be_split_by_an_explicit_axis",
+    ),
+    Row(
         "batches on a mesh with explicit axes",
         RIGHT,
         "rows stay where they are as long as they divide",

@@ -73,7 +73,7 @@ class SecondMoment:
 
     def init(self, params: Any) -> SecondMomentState:
         """No gradients seen."""
-        moment = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_dtype(p)), params)
+        moment = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params)
         return SecondMomentState(jnp.zeros((), jnp.int32), moment)
 
     def update(self, state: SecondMomentState, grad: Any) -> SecondMomentState:
