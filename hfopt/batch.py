@@ -220,5 +220,7 @@ def sum_over_chunks(function: Callable[..., Any], chunked: Chunks, *per_chunk: A
         return jax.tree.map(jnp.add, total, term(*turn)), None
 
     turns = (jnp.arange(chunked.number, dtype=jnp.int32), *per_chunk)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(term, *(x[0] for x in turns)))
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), jax.eval_shape(term, *(x[0] for x in turns))
+    )
     return jax.lax.scan(add, zero, turns)[0]

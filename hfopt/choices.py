@@ -170,10 +170,10 @@ def check_replicas(where: str) -> None:
     """
     if axes := jax.sharding.get_abstract_mesh().manual_axes:
         raise ValueError(
-            f"{where}: inside shard_map or pmap over {', '.join(map(repr, axes))} every device would make a step of "
-            "its own, from its part of the batch. Leave it out: write the step for the whole batch, as for one device, "
-            "and call jax.jit(step)(params, state, hfopt.sharding.shard_batch(batch, mesh)): they share the work. "
-            "For a model of its own on every device, map the step by jax.vmap and shard the axis of models."
+            f"{where}: inside shard_map or pmap over {', '.join(map(repr, axes))}, write jax.jit(step)(params, state, "
+            "hfopt.sharding.shard_batch(batch, mesh)) instead, with the step for the whole batch, as for one device: "
+            "they share the work. Here every device would make a step of its own, from its part of the batch. For a "
+            "model of its own on every device, map the step by jax.vmap and shard the axis of models."
         )
 
 

@@ -10,10 +10,12 @@ This is the one module that works on jaxprs and so leans on ``jax.extend``; the 
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
@@ -39,15 +41,40 @@ def specialize(function: Callable[..., Any], *examples: Any) -> Callable[..., An
     return lambda *arguments: jax.tree.unflatten(out_tree, flat(*jax.tree.leaves(arguments)))
 
 
-def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[jax.Array]]:
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A traced function, equal to every other that computes the same by the same operations.
+
+    ``jax.jit`` compiles it once as a static argument, for however many operators of one shape it is traced.
+    """
+
+    closed: ClosedJaxpr
+    structure: Any  # of the results
+
+    def __call__(self, captured: list[jax.Array], *arguments: Any) -> Any:
+        return jax.tree.unflatten(self.structure, jaxpr_as_fun(self.closed)(*captured, *jax.tree.leaves(arguments)))
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Program) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
+        # The text has every operation with its parameters, shapes and dtypes, but not the numbers of constants. What it
+        # has by an address lives as long as the trace, so that no address stands for two things at a time.
+        constants, literals = map(id, _constants(self.closed)), _literals(self.closed.jaxpr)
+        return str(self.closed.jaxpr), self.structure, tuple(constants), tuple(literals)
+
+
+def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Program, list[jax.Array]]:
     """``function`` as one that takes the arrays it has captured as its first argument, and these arrays."""
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
     with_captured = lambda captured, *leaves: jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, captured))(*leaves)  # noqa: E731
     # Traced again, so that what is returned, which may live for long in a cache of compiled programs, holds no array.
-    flat = jaxpr_as_fun(jax.make_jaxpr(with_captured)(list(closed.consts), *jax.tree.leaves(examples)))
-    out_tree = jax.tree.structure(out_shape)
-    replay = lambda captured, *arguments: flat(*captured, *jax.tree.leaves(arguments))  # noqa: E731
-    return lambda *arguments: jax.tree.unflatten(out_tree, replay(*arguments)), list(closed.consts)
+    traced = jax.make_jaxpr(with_captured)(list(closed.consts), *jax.tree.leaves(examples))
+    return Program(traced, jax.tree.structure(out_shape)), list(closed.consts)
 
 
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +88,17 @@ def lacks_forward_rule(jvp: Callable[..., Any], *examples: Any) -> bool:
     ``jax.linearize`` accepts such a function, since its result might be transposed; applied, it raises at compile time.
     """
     return _holds("custom_lin", jax.make_jaxpr(jvp)(*examples).jaxpr)
+
+
+def unaffected(function: Callable[[Any], Any], example: Any) -> Any:
+    """Shaped like the results of ``function``: whether one does not depend on the argument, by how it is computed."""
+    closed, out_shape = jax.make_jaxpr(function, return_shape=True)(example)
+    reached = set(closed.jaxpr.invars)
+    for equation in closed.jaxpr.eqns:
+        if any(not isinstance(atom, Literal) and atom in reached for atom in equation.invars):
+            reached.update(equation.outvars)
+    free = [isinstance(atom, Literal) or atom not in reached for atom in closed.jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(out_shape), free)
 
 
 def _rewrite(closed: ClosedJaxpr) -> ClosedJaxpr:
@@ -149,3 +187,19 @@ def _subjaxprs(equation: JaxprEqn) -> Iterator[Any]:
         found: list[Any] = []
         _map_subjaxprs(found.append, value)
         yield from found
+
+
+def _constants(closed: ClosedJaxpr) -> Iterator[Any]:
+    """The arrays in a traced function, at any depth."""
+    yield from closed.consts
+    for equation in closed.jaxpr.eqns:
+        for inner in _subjaxprs(equation):
+            yield from _constants(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()))
+
+
+def _literals(jaxpr: Any) -> Iterator[bytes]:
+    """The numbers written into a traced function, at any depth, to their last bit."""
+    for equation in jaxpr.eqns:
+        yield from (np.asarray(atom.val).tobytes() for atom in equation.invars if isinstance(atom, Literal))
+        for inner in _subjaxprs(equation):
+            yield from _literals(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)

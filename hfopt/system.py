@@ -15,6 +15,7 @@ import optax
 
 from hfopt.choices import Curvature, takes_key
 from hfopt.curvature.operator import Halves, Operator
+from hfopt.curvature.straight import of_steps
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import CGResult, ConjugateGradient
 from hfopt.solve.metrics import Coordinates, Euclidean, Geometry, Metric
@@ -114,7 +115,7 @@ class Assembly:
     def assemble(self, state: Any, geometry: Geometry, value_fn: ValueFn, params: Any) -> System:
         """The system at ``params``; ``geometry`` from this step."""
         key = {"key": jax.random.fold_in(jax.random.key(self.seed), state.step)} if takes_key(self.curvature) else {}
-        operator = self.curvature(value_fn, params, **key)
+        operator = of_steps(self.curvature)(value_fn, params, **key)
         if (preconditioner := self.preconditioner) is None:
             geometry = geometry.curved(operator, value_fn, params)
             inverse, left, products = geometry.inverse, (), jnp.asarray(geometry.products, jnp.int32)

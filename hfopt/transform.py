@@ -59,8 +59,10 @@ def hessian_free(
 
     Args:
       curvature: ``curvature(value_fn, params) -> Operator``: `hfopt.gauss_newton`, `hfopt.hessian`, `hfopt.fisher`,
-        `hfopt.empirical_fisher`. One that takes a ``key`` that is ``None`` by default is given a new one every step.
-        With `hfopt.hessian`, directions of negative curvature are followed where that lowers f.
+        `hfopt.empirical_fisher`. With the first, a loss that is a straight line in an output, such as an absolute
+        error, is smoothed there: see `hfopt.curvature.straight`. One that takes a ``key`` that is ``None`` by default
+        is given a new one every step. With `hfopt.hessian`, directions of negative curvature are followed where that
+        lowers f.
       solver: of the linear system; `hfopt.cg`. With ``hfopt.cg(max_steps=0)`` a step is −(λM)⁻¹m.
       preconditioner: of CG; `hfopt.jacobi`, `hfopt.squared_gradients`, `hfopt.nystrom`, or ``None``: that of the metric
         where it has one, else none. Give it where you give a metric: the default knows of G alone.

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import hfopt
-from tests.cases import Case
+from tests.cases import Case, slowly
 from tests.loops import run
 
 MESH_AXES = ("data",)
@@ -30,6 +30,24 @@ def test_a_step_on_an_explicit_mesh_is_the_step_without_one():
         assert jax.typeof(split.batch[0]).sharding.spec == jax.P("data", None)
         given, _, _ = run(tx, split, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), given, expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [hfopt.hessian_free, *map(slowly, (lambda: hfopt.presets.martens2010(1.0), lambda: hfopt.presets.stochastic(9)))],
+)
+def test_parameters_may_be_split_by_an_explicit_axis(make):
+    """Every parameter acts on a column of its own, and lies with it."""
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    case = Case(lambda p, x: jnp.tanh(x * p), optax.squared_error, jnp.ones((1, 4)), (x, jnp.sin(3 * x)), l2=0.1)
+    expected, _, _ = run(make(), case, 2)
+    mesh = jax.make_mesh((1, 1), ("data", "model"))
+    with jax.set_mesh(mesh):
+        place = lambda tree, *spec: jax.device_put(tree, jax.NamedSharding(mesh, jax.P(*spec)))  # noqa: E731
+        split = case._replace(params=place(case.params, None, "model"), batch=place(case.batch, "data", "model"))
+        given, state, _ = run(make(), split, 2)
+        assert jax.typeof(state.solution).sharding.spec == jax.P(None, "model")
+    np.testing.assert_allclose(given, expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("make", [hfopt.hessian_free, hfopt.scale_by_gauss_newton])

@@ -3,9 +3,9 @@
 For a problem at fixed parameters and a fixed λ, each solve of (G + λI) d = −g runs until the quadratic model φ is
 within 1e-3 of its minimum, φ(d) − φ* ≤ 1e-3 |φ*|: the same accuracy for all, since φ − φ* is half the squared error of
 d in the norm of G + λI. φ* comes from a tight solve in float64; the solves are in float32, as users run them.
-Iterations do not depend on the machine's speed, the seconds of set-up and solve together do. A set-up of 1 product is one
-pass over the batch, forth and back; it pays after the number of steps that have to share it before the iterations saved
-are more than its products.
+Iterations do not depend on the machine's speed, the seconds of set-up and solve together do. A set-up of 1 product is
+one pass over the batch, forth and back; it pays after the number of steps that have to share it before the iterations
+saved are more than its products.
 """
 
 import json

@@ -63,11 +63,6 @@ def eps(value: jax.Array) -> float:
     return float(jnp.finfo(value.dtype).eps)
 
 
-def wide(leaf: jax.Array) -> Any:
-    """Its dtype, or float32 if that is wider."""
-    return jnp.promote_types(leaf.dtype, jnp.float32)
-
-
 def name_of(path: Any, root: str = "params") -> str:
     """How a leaf is written in Python."""
     return f"{root}{jax.tree_util.keystr(path)}"

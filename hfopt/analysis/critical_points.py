@@ -134,7 +134,7 @@ def classify(
         pairs = _extremes(operator, jax.random.key(0) if key is None else key, basis)
     else:
         _check_pairs(pairs, operator)
-    gradient = jax.jit(lambda p, f: jax.grad(f)(p))(params, function)
+    gradient = _gradient(params, function)
     scale, eps = float(jnp.abs(pairs.values).max()), machine_epsilon(operator)
     low, high = (max(100 * eps * scale, float(pairs.residuals[end])) for end in (0, -1))
     beyond = _beyond(pairs, operator.size)
@@ -156,6 +156,11 @@ def classify(
         reason = f"not a critical point: ‖∇f‖ = {steepness:.3g} (tolerance {gradient_tolerance:.3g}). Here {reason}"
     escape = _escape(pairs, gradient) if curvature is hessian and smallest.high < 0 else None
     return CriticalPoint(verdict, reason, smallest, largest, steepness, gradient_tolerance, escape, pairs)
+
+
+@jax.jit
+def _gradient(params: Any, function: ValueFn) -> Any:
+    return jax.grad(function)(params)
 
 
 def _check_pairs(pairs: Eigenpairs, operator: Operator) -> None:

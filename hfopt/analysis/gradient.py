@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hfopt.analysis.case import Case, eps, wide
+from hfopt.analysis.case import Case, eps
 from hfopt.analysis.measured import draw
 from hfopt.analysis.report import Finding, Status
+from hfopt.curvature.diagonal import wide_dtype
 from hfopt.vectors import norm, vdot
 
 _DIRECTIONS = 3  # besides that of the gradient
@@ -92,7 +93,7 @@ def _scaled(noise: Any, grad: Any) -> Any:
 @jax.jit
 def _moved(params: Any, direction: Any, length: Any) -> Any:
     def move(p: jax.Array, d: jax.Array) -> jax.Array:
-        x = p.astype(wide(p))
+        x = p.astype(wide_dtype(p))
         return (x + jnp.asarray(length, x.dtype) * d.astype(x.dtype)).astype(p.dtype)
 
     return jax.tree.map(move, params, direction)
@@ -101,4 +102,4 @@ def _moved(params: Any, direction: Any, length: Any) -> Any:
 @jax.jit
 def _along(ahead: Any, behind: Any, grad: Any) -> jax.Array:
     """gᵀ(θ₊ − θ₋), for the points that were evaluated, which low-precision parameters round."""
-    return vdot(jax.tree.map(lambda a, b: a.astype(wide(a)) - b.astype(wide(b)), ahead, behind), grad)
+    return vdot(jax.tree.map(lambda a, b: a.astype(wide_dtype(a)) - b.astype(wide_dtype(b)), ahead, behind), grad)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hfopt.analysis.case import Case, name_of, wide
+from hfopt.analysis.case import Case, name_of
 from hfopt.analysis.measured import normal
 from hfopt.analysis.report import Finding, Status
 from hfopt.batch import Examples, size
+from hfopt.curvature.diagonal import wide_dtype
 from hfopt.losses import Loss, is_known, mean_loss, output_hessian
 from hfopt.outputs import of_coordinates
 
@@ -88,8 +89,9 @@ def _curvature(seen: list[_Seen], case: Case) -> Finding:
             "curvature",
             Status.FAILED,
             f"the loss is a straight line in {', '.join(sorted(everywhere))}: B = 0, and G sees nothing of it",
-            "Smooth the loss: optax.losses.huber_loss for an absolute error, softplus or its square for a hinge and "
-            "for a quantile; or take curvature=hfopt.empirical_fisher, which is made of gradients.",
+            "Steps take the B of a smoothed loss for it. Smooth it yourself where G is what you want: "
+            "optax.losses.huber_loss for an absolute error, softplus for a hinge or a quantile; or take "
+            "hfopt.empirical_fisher, which is made of gradients.",
         )
     if flat[0]:
         detail = f"B = 0 in {', '.join(sorted(flat[0]))} at these outputs, though not elsewhere"
@@ -104,7 +106,7 @@ def _moved(outputs: Any, spread: jax.Array, key: jax.Array) -> Any:
     """The outputs and noise of ``spread`` times their standard deviation; what is not finite stays."""
 
     def move(z: jax.Array, noise: jax.Array) -> jax.Array:
-        x = jnp.where(jnp.isfinite(z), z, 0).astype(wide(z))
+        x = jnp.where(jnp.isfinite(z), z, 0).astype(wide_dtype(z))
         away = jnp.asarray(spread, x.dtype) * (x.std() + 1e-3) * noise.astype(x.dtype)
         return z + away.astype(z.dtype)
 
@@ -122,7 +124,7 @@ def _seen(loss: Loss, outputs: Any, rows: Examples, key: jax.Array) -> _Seen:
     apart = jnp.zeros(())
     if is_known(loss, outputs, rows.targets):
         derived = output_hessian(lambda z, y: loss(z, y), outputs, rows)(u)
-        ours, theirs = (x.astype(wide(x)) for x in (bu, derived))
+        ours, theirs = (x.astype(wide_dtype(x)) for x in (bu, derived))
         apart = jnp.abs(ours - theirs).max() / jnp.maximum(jnp.abs(theirs).max(), jnp.finfo(theirs.dtype).tiny)
     return _Seen(kept.min(), kept.max(), finite.all(), flat, apart)
 
@@ -137,11 +139,11 @@ def _forms(product: Callable[[Any], Any], outputs: Any, count: int, key: jax.Arr
         basis = jnp.broadcast_to(jnp.eye(width, dtype=leaf.dtype)[:, None], (width, count, width))
         columns = jax.lax.map(lambda e: product(jax.tree.unflatten(tree, [e.reshape(leaf.shape)])), basis)
         matrices = jnp.moveaxis(jax.tree.leaves(columns)[0].reshape(width, count, width), 0, -1)
-        return jnp.linalg.eigvalsh((matrices + jnp.moveaxis(matrices, -1, -2)).astype(wide(leaf)) / 2)
+        return jnp.linalg.eigvalsh((matrices + jnp.moveaxis(matrices, -1, -2)).astype(wide_dtype(leaf)) / 2)
 
     def form(key: jax.Array) -> jax.Array:
         u = normal(key, outputs)
-        terms = jax.tree.map(lambda a, b: (a * b).astype(wide(a)), u, product(u))
+        terms = jax.tree.map(lambda a, b: (a * b).astype(wide_dtype(a)), u, product(u))
         if all(rows):  # else some output is shared by all examples
             terms = jax.tree.map(lambda t: t.reshape(count, -1).sum(1), terms)
         else:

@@ -27,11 +27,11 @@ def symmetry(case: Case) -> tuple[Finding]:
         detail = f"products are not finite: uᵀGu = {forms.ugu:.3g}, wᵀ(Jv) = {forms.wjv:.3g}"
         return (Finding("symmetry", Status.FAILED, detail, "Look at what the check of convexity says of the loss."),)
     allowed = max(1e-3, 4 * case.coarsest)
-    if not apart <= allowed:
-        detail = f"uᵀGv and vᵀGu, or uᵀGu by one jvp, differ by {apart:.1e} of their size"
-        return (Finding("symmetry", Status.FAILED, detail, advice),)
     if not turned <= 10 * allowed:
         detail = f"wᵀ(Jv) and vᵀ(Jᵀw) differ by {turned:.1e} of their size: J and Jᵀ are not of one function"
+        return (Finding("symmetry", Status.FAILED, detail, advice),)
+    if not apart <= allowed:
+        detail = f"uᵀGv and vᵀGu, or uᵀGu by one jvp, differ by {apart:.1e} of their size"
         return (Finding("symmetry", Status.FAILED, detail, advice),)
     return (Finding("symmetry", Status.OK, f"uᵀGv = vᵀGu to {apart:.0e}"),)
 

@@ -17,7 +17,7 @@ import numpy as np
 from hfopt.analysis.density import Density, density
 from hfopt.analysis.krylov import Krylov, empty, extend
 from hfopt.arguments import require_key
-from hfopt.curvature.flat import Flat, FlatProduct
+from hfopt.curvature.flat import Flat, mapped
 from hfopt.curvature.operator import Operator
 from hfopt.vectors import norms, vdot
 
@@ -254,7 +254,7 @@ def _pairs(
 ) -> Eigenpairs:
     vectors = _combined(jnp.asarray(wanted.T, flat.dtype), krylov.basis[: len(wanted)])
     vectors = vectors / norms(vectors, axis=1)[:, None]
-    images = _images(flat.product, flat.captured, vectors)
+    images = mapped(flat.product, flat.captured, vectors)
     values = jnp.sum(vectors * images, axis=1)
     residuals = norms(images - values[:, None] * vectors, axis=1)
     order = jnp.argsort(values)
@@ -266,8 +266,3 @@ def _pairs(
 def _combined(coefficients: jax.Array, vectors: jax.Array) -> jax.Array:
     """A matrix product in full precision, also on a device whose default is less."""
     return jnp.matmul(coefficients, vectors, precision="highest")
-
-
-@partial(jax.jit, static_argnums=0)
-def _images(product: FlatProduct, captured: list[jax.Array], vectors: jax.Array) -> jax.Array:
-    return jax.lax.map(partial(product, captured), vectors)

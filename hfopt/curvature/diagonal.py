@@ -16,21 +16,23 @@ from hfopt.curvature.average import check_value_fn
 from hfopt.curvature.linearize import linearize
 from hfopt.curvature.roots import random_signs, root_pairs
 from hfopt.objective import ValueFn
-from hfopt.placement import weighted_sum
+from hfopt.placement import placed_as, weighted_sum
 from hfopt.vectors import wide_dtype
 
 # Example gradients held at once: enough to fill the matrix products, few enough that they are no memory to speak of.
 _EXAMPLES_AT_ONCE = 16
 
-# Probes of a batch that cannot be cut into groups; each costs a backward pass over all of it.
-_SIGNS_OF_A_WHOLE = 4
+# Probes of a batch that cannot be cut into groups or single examples; each costs a backward pass over all of it.
+_SIGNS_OF_A_WHOLE, _PROBES_OF_A_WHOLE = 4, 16
 
 
 def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
     """Σ c_i g_i² per parameter: g_i the gradient of the loss of example i alone, without the l2 term.
 
     Exact, over the gradient batch of ``value_fn``: one pass over it, and the memory of a few gradients. ``predict`` is
-    applied to one example at a time, so it must not mix examples (BatchNorm in training mode does).
+    applied to one example at a time, so it must not mix examples (BatchNorm in training mode does). A model that cannot
+    be (one of the nodes of a graph, or of a batch of one size) is probed sixteen times as a whole instead, with random
+    signs z: E[(Σ_i z_i √c_i g_i)²] is the same.
 
     Returns:
       A pytree shaped like ``params``, in float32 or wider.
@@ -49,7 +51,26 @@ def squared_gradients(value_fn: ValueFn, params: Any) -> Any:
         return jax.tree.map(lambda g: _weighted_sum(rows.coefficients, jnp.square(_wide(g))), gradients)
 
     with objective.matmul_precision():
-        return sum_over_chunks(canonical(total), chunks(examples(value_fn.batch), at_once))
+        try:
+            return sum_over_chunks(canonical(total), chunks(examples(value_fn.batch), at_once))
+        except Exception:  # whatever a model raises that takes its batch as a whole only
+            if value_fn.chunk_size is not None:
+                raise
+    return probed_squares(value_fn, params, jax.random.key(0), _PROBES_OF_A_WHOLE)
+
+
+def probed_squares(value_fn: ValueFn, params: Any, key: jax.Array, probes: int) -> Any:
+    """An unbiased estimate of Σ c_i g_i² for a pass over the whole batch a probe; see `squared_gradients`."""
+    objective, rows = value_fn.objective.for_curvature, examples(value_fn.batch)
+
+    def square(key: jax.Array) -> Any:
+        signs = jax.random.rademacher(key, rows.coefficients.shape, rows.coefficients.dtype)
+        signed = rows._replace(coefficients=placed_as(signs, rows.coefficients) * jnp.sqrt(rows.coefficients))
+        return jax.tree.map(lambda g: jnp.square(_wide(g)), jax.grad(objective.mean_loss)(params, signed))
+
+    with objective.matmul_precision():
+        squares = jax.lax.map(canonical(square), jax.random.split(key, probes))
+    return jax.tree.map(lambda s: s.mean(axis=0), squares)
 
 
 def probed_diagonal(

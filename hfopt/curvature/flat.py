@@ -20,7 +20,8 @@ class Flat(NamedTuple):
     an argument does not hold the data as constants, which take XLA longer to compile than the program itself.
 
     Attributes:
-      product: (captured, v) ↦ A v.
+      product: (captured, v) ↦ A v; equal for all operators that compute it alike, so that programs which have it as a
+        static argument are compiled once for a shape.
       captured: what the product has captured.
       ravel: a tree like the parameters -> a flat array.
       unravel: a flat array -> a tree like the parameters.
@@ -37,8 +38,26 @@ class Flat(NamedTuple):
 
     def to_dense(self) -> jax.Array:
         """The matrix, one product a column."""
-        run = jax.jit(lambda captured, basis: jax.lax.map(partial(self.product, captured), basis))
-        return run(self.captured, jnp.eye(self.size, dtype=self.dtype)).T
+        return mapped(self.product, self.captured, jnp.eye(self.size, dtype=self.dtype)).T
+
+
+@partial(jax.jit, static_argnums=0)
+def applied(product: FlatProduct, captured: list[jax.Array], vector: jax.Array) -> jax.Array:
+    """A v."""
+    return product(captured, vector)
+
+
+@partial(jax.jit, static_argnums=0)
+def mapped(product: FlatProduct, captured: list[jax.Array], vectors: jax.Array) -> jax.Array:
+    """A v for every row of ``vectors``, one after the other."""
+    return jax.lax.map(partial(product, captured), vectors)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def diagonal_of_forms(form: FlatProduct, size: int, dtype: Any, captured: list[jax.Array]) -> jax.Array:
+    """eᵢᵀAeᵢ for every i, from v ↦ vᵀAv."""
+    zeros = jnp.zeros(size, dtype)
+    return jax.lax.map(lambda i: form(captured, zeros.at[i].set(1))[0], jnp.arange(size))
 
 
 def flatten(product: Callable[[Any], Any], example: Any) -> Flat:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 
 from hfopt.curvature import estimators
 from hfopt.curvature.estimators import Estimate, TraceMethod
-from hfopt.curvature.flat import Flat, flatten
+from hfopt.curvature.flat import Flat, applied, diagonal_of_forms, flatten
 from hfopt.curvature.layers import layers, leaf_names
 from hfopt.vectors import abstract, vdot
 
@@ -156,8 +156,7 @@ class Operator:
         from scipy.sparse.linalg import LinearOperator
 
         product, captured, *_, size, dtype = self.flat
-        run = jax.jit(product)
-        multiply = lambda v: np.asarray(run(captured, jnp.asarray(v, dtype).reshape(size)))  # noqa: E731
+        multiply = lambda v: np.asarray(applied(product, captured, jnp.asarray(v, dtype).reshape(size)))  # noqa: E731
         return LinearOperator((size, size), matvec=multiply, rmatvec=multiply, dtype=np.dtype(dtype))
 
     def diagonal(self) -> Any:
@@ -224,10 +223,7 @@ class Operator:
     def _entries(self) -> jax.Array:
         """The diagonal, flat."""
         flat, form = self.flat, flatten(lambda v: self.quadratic(v), self.example)
-        zeros = jnp.zeros(flat.size, flat.dtype)
-        entry = lambda captured, i: form.product(captured, zeros.at[i].set(1))[0]  # noqa: E731
-        run = jax.jit(lambda captured, indices: jax.lax.map(partial(entry, captured), indices))
-        return run(form.captured, jnp.arange(flat.size))
+        return diagonal_of_forms(form.product, flat.size, flat.dtype, form.captured)
 
     def _block(self, kept: tuple[int, ...]) -> "Operator":
         like, structure = jax.tree.flatten(self.example)

@@ -111,7 +111,7 @@ def _identity(objective: Objective, outputs: Any, rows: Examples) -> Callable[[A
 
 def _residual_moment(objective: Objective, outputs: Any, rows: Examples) -> Callable[[Any], Any]:
     _check_rows("empirical_fisher", outputs)
-    r = _residuals(objective.loss, outputs, rows)
+    r = residuals(objective.loss, outputs, rows)
 
     def product(u: Any) -> Any:
         along = _row_sums(jax.tree.map(jnp.multiply, r, u))  # r_iᵀ u_i
@@ -120,7 +120,7 @@ def _residual_moment(objective: Objective, outputs: Any, rows: Examples) -> Call
     return product
 
 
-def _residuals(loss: Loss, outputs: Any, rows: Examples) -> Any:
+def residuals(loss: Loss, outputs: Any, rows: Examples) -> Any:
     """r_i = ∂ξ_i/∂z_i for every row, shaped like the outputs."""
     # Coefficients of one, since dividing r_i out of c_i r_i fails for examples of weight zero.
     unweighted = rows._replace(coefficients=jnp.ones_like(rows.coefficients))

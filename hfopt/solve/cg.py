@@ -207,7 +207,7 @@ class ConjugateGradient:
         ends = (5.0 * self.keep_ratio**j for j in count())
         series = [math.ceil(end) for end in takewhile(lambda end: math.ceil(end) <= self.max_steps, ends)]
         steps = jnp.array(series or [self.max_steps + 1], jnp.int32)  # one unused slot where the series is empty
-        iterates = jax.tree.map(lambda b: jnp.zeros((steps.size, *b.shape), b.dtype), rhs)
+        iterates = jax.tree.map(lambda b: jnp.broadcast_to(jnp.zeros_like(b), (steps.size, *b.shape)), rhs)
         return Kept(iterates, steps, jnp.int32(0))
 
 

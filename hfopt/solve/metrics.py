@@ -210,7 +210,7 @@ class SecondMoment:
 
     def init(self, params: Any, *, momentum: bool, curved: bool) -> SecondMomentState:
         """No gradients seen."""
-        moment = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_dtype(p)), params)
+        moment = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params)
         return SecondMomentState(jnp.zeros((), jnp.int32), moment, no_average(moment) if momentum else ())
 
     def geometry(

@@ -203,7 +203,7 @@ def check_power(where: str, power: float) -> None:
 
 
 def _zero_diagonal(params: Any) -> DiagonalState:
-    diagonal = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_dtype(p)), params)
+    diagonal = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params)  # split as the parameters are
     return DiagonalState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), diagonal)
 
 

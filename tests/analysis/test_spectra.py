@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 import hfopt
 from hfopt import Operator, spectra
+from hfopt.analysis import krylov
+from hfopt.curvature import estimators, flat
 from tests.cases import CASES, dense_hessian, slowly
 
 KEY = jax.random.key(0)
@@ -234,3 +236,41 @@ def test_eigenpairs_do_not_depend_on_the_unit(scale):
     whole = spectra.decompose(operator)
     np.testing.assert_allclose(np.asarray(whole.values, np.float64) / scale, np.arange(1, 81), rtol=1e-3)
     assert float(spectra.sharpness(operator, jax.random.key(1), 40)[0]) / scale == pytest.approx(80, rel=1e-3)
+
+
+def _at(seed: int, name: str = "mlp-softmax-integer"):
+    """A Hessian at random parameters: with every seed another, of one shape."""
+    case = CASES[name]()
+    keys = iter(jax.random.split(jax.random.key(seed), 9))
+    params = jax.tree.map(lambda p: p + jax.random.normal(next(keys), p.shape), case.params)
+    return hfopt.hessian(case.objective.bind(case.batch), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "compute"),
+    [
+        ("eigenpairs", krylov.extend, lambda A: spectra.eigenpairs(A, KEY, largest=1, basis=10).values),
+        ("decompose", flat.mapped, lambda A: spectra.decompose(A).values),
+        ("trace", flat.diagonal_of_forms, lambda A: A.trace()),
+        ("estimates", estimators._xtrace, lambda A: A.estimate_trace(KEY, 10).value),
+    ],
+)
+def test_programs_are_compiled_once_for_a_shape(name, program, compute):
+    values = [compute(_at(0))]
+    compiled = program._cache_size()
+    values += [compute(_at(1)), compute(_at(2))]
+    assert program._cache_size() == compiled
+    assert not np.allclose(values[0], values[1])
+    np.testing.assert_allclose(np.sort(np.linalg.eigvalsh(_at(2).to_dense())).sum(), _at(2).trace(), rtol=1e-9)
+
+
+def test_programs_of_other_numbers_are_others():
+    """Equal but for a number that is written into them, and for one that is a constant of an inner function."""
+    scaled = lambda c: Operator.of(lambda v: c * v, jnp.ones(3))  # noqa: E731
+    inner = lambda c: Operator.of(lambda v: jax.jit(lambda v: np.array([1.0, 1.0, c]) * v)(v), jnp.ones(3))  # noqa: E731
+    for make in (scaled, inner):
+        for c in (2.0, np.nextafter(2.0, 3.0), 5.0):
+            assert make(c).to_dense()[2, 2] == c
+            assert make(c).trace() == pytest.approx(3 * c if make is scaled else 2 + c, rel=1e-15)
+    assert scaled(2.0).flat.product == scaled(2.0).flat.product
+    assert scaled(2.0).flat.product != scaled(2.5).flat.product

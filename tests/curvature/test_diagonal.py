@@ -8,8 +8,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfopt
-from hfopt.curvature.diagonal import probed_diagonal, squared_gradients
+from hfopt.curvature.diagonal import probed_diagonal, probed_squares, squared_gradients
 from tests.cases import CASES, Case, dense_gauss_newton, relative_error, slowly
+from tests.loops import run
 
 
 def squares_by_a_loop(case: Case) -> jax.Array:
@@ -123,3 +124,34 @@ def test_what_is_wrong_with_the_model_itself_is_still_told():
     value_fn = hfopt.Objective(lambda params, x: x @ jnp.ones((7, 3)), case.loss).bind(case.batch)
     with pytest.raises(TypeError, match="dot_general"):
         probed_diagonal(value_fn, case.params, jax.random.key(0), 4)
+
+
+def test_squared_gradients_of_a_batch_that_cannot_be_cut_are_probed():
+    """The probes are unbiased: against the gradient of the loss of every node, written out."""
+    case = graph_case()
+    f = case.objective.bind(case.batch)
+    flat, unravel = ravel_pytree(case.params)
+    losses = lambda t: case.loss(case.predict(unravel(t), case.batch[0]), case.batch[1])  # noqa: E731
+    expected = jnp.square(jax.jacrev(losses)(flat)).mean(axis=0)
+    given = ravel_pytree(probed_squares(f, case.params, jax.random.key(1), 10_000))[0]
+    np.testing.assert_allclose(given, expected, rtol=0.1)
+    few = ravel_pytree(squared_gradients(f, case.params))[0]
+    assert 0.5 * expected.sum() < few.sum() < 2 * expected.sum()
+    with pytest.raises(TypeError, match="dot_general"):
+        squared_gradients(case.objective.bind(case.batch, chunk_size=2), case.params)
+
+
+@pytest.mark.parametrize("preconditioner", [hfopt.jacobi(), hfopt.squared_gradients(), slowly(hfopt.nystrom(3))])
+def test_a_graph_is_trained_with_every_preconditioner(preconditioner):
+    case = graph_case()
+    _, _, history = run(hfopt.hessian_free(preconditioner=preconditioner), case, 5)
+    assert history[-1][0] < history[0][0]
+
+
+def test_a_model_of_one_batch_size_is_trained():
+    """It reshapes to the number it was written for."""
+    case = CASES["mlp-squared"]()
+    fixed = case._replace(predict=lambda p, x: case.predict(p, x.reshape(7, 4)))
+    for preconditioner in (hfopt.jacobi(), hfopt.squared_gradients()):
+        _, _, history = run(hfopt.hessian_free(preconditioner=preconditioner), fixed, 3)
+        assert history[-1][0] < history[0][0]
