@@ -137,8 +137,14 @@ def _rotated(operator: Operator, basis: Coordinates, like: Any) -> Operator:
     rotated = Operator.of(lambda x: basis.into(operator.product(back(x))), like, operator.indefinite)
     if (halves := operator.halves) is None:
         return rotated
-    backward = lambda x, middle: basis.into(halves.backward(back(x), middle))  # noqa: E731
-    return replace(rotated, halves=Halves(lambda x: halves.forward(back(x)), backward))
+    return replace(
+        rotated,
+        halves=Halves(
+            lambda x: halves.forward(back(x)),
+            lambda x, middle: halves.form(back(x), middle),
+            lambda x, middle: basis.into(halves.backward(back(x), middle)),
+        ),
+    )
 
 
 def _in(basis: Coordinates | None, inverse: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -48,6 +48,7 @@ def train(
     chunk_size: int | None = None,
     memory: Any = "auto",
     split_parameters: bool = False,
+    metric: bool = False,
 ) -> dict[str, Any]:
     """A few steps: the losses, the parameters they end in, and the collectives of a CG iteration."""
 
@@ -55,7 +56,11 @@ def train(
         return model.apply(params, x, mutable="batch_stats")[0]  # statistics of the batch, used and discarded
 
     objective = hfopt.Objective(predict, optax.losses.softmax_cross_entropy_with_integer_labels, l2=1e-3)
-    tx = hfopt.hessian_free(solver=hfopt.cg(max_steps=CG_STEPS))
+    solver = hfopt.cg(max_steps=CG_STEPS)
+    # λ in the unit of the metric; the bases are renewed at two of the steps.
+    options = {"preconditioner": None, "damping": hfopt.trust_damping(10.0), "momentum": 0.5}
+    ours = hfopt.hessian_free(solver=solver, metric=hfopt.kronecker(every=3), **options) if metric else None
+    tx = hfopt.hessian_free(solver=solver) if ours is None else ours
 
     def train_step(params: Any, state: Any, batch: Any) -> Any:
         value_fn = objective.bind(batch, chunk_size=chunk_size, memory=memory)
@@ -139,6 +144,11 @@ def main() -> None:
             train(mlp, "float64", False),
             train(mlp, "float64", True, split_parameters=True),
             train(mlp, "float64", True, CHUNK, split_parameters=True),
+        ],
+        "metric": [
+            train(mlp, "float64", False, metric=True),
+            train(mlp, "float64", True, metric=True),
+            train(mlp, "float64", True, split_parameters=True, metric=True),
         ],
         "batch-norm": [train(normalised, "float64", sharded) for sharded in (False, True)],
         "batch-norm-chunked": [train(normalised, "float64", sharded, CHUNK) for sharded in (False, True)],

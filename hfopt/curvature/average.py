@@ -101,23 +101,26 @@ def average(
 def _specialized(halves: Halves, params: Any) -> Halves:
     """Either half traced once."""
     forward = specialize(halves.forward, params)
-    _, middle = jax.eval_shape(forward, params)
+    middle = jax.eval_shape(forward, params)
     backward = specialize(lambda middle: halves.backward(None, middle), middle)
-    return Halves(forward, lambda v, middle: backward(middle))
+    return halves._replace(forward=forward, backward=lambda v, middle: backward(middle))
 
 
 def _joined(halves: Halves) -> Callable[[Any], Any]:
-    return lambda v: halves.backward(v, halves.forward(v)[1])
+    return lambda v: halves.backward(v, halves.forward(v))
 
 
 def _added(halves: Halves, penalty: Operator) -> Halves:
     """Those of the sum."""
 
-    def forward(v: Any) -> tuple[jax.Array, Any]:
-        quadratic, middle = halves.forward(v)
-        return quadratic + penalty.quadratic(v).astype(quadratic.dtype), middle
+    def form(v: Any, middle: Any) -> jax.Array:
+        quadratic = halves.form(v, middle)
+        return quadratic + penalty.quadratic(v).astype(quadratic.dtype)
 
-    return Halves(forward, lambda v, middle: jax.tree.map(jnp.add, halves.backward(v, middle), penalty.product(v)))
+    def backward(v: Any, middle: Any) -> Any:
+        return jax.tree.map(jnp.add, halves.backward(v, middle), penalty.product(v))
+
+    return Halves(halves.forward, form, backward)
 
 
 def penalty_hessian(value_fn: ValueFn, params: Any) -> Operator:

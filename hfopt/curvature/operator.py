@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class Halves(NamedTuple):
-    """A product in two steps; see `Operator`."""
+    """A product in two steps, after the first of which vᵀ A v is known, too."""
 
-    forward: Callable[[Any], tuple[jax.Array, Any]]
-    backward: Callable[[Any, Any], Any]
+    forward: Callable[[Any], Any]  # v ↦ middle
+    form: Callable[[Any, Any], jax.Array]  # v, middle ↦ vᵀ A v
+    backward: Callable[[Any, Any], Any]  # v, middle ↦ A v
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,7 +40,7 @@ class Operator:
       quadratic: v ↦ vᵀ A v, where that is cheaper than a product followed by a dot product.
       example: a pytree of ``jax.ShapeDtypeStruct`` like the parameters.
       indefinite: whether vᵀ A v < 0 is to be expected for some v, so that a step looks out for such directions.
-      halves: the product in two steps, where vᵀ A v comes with the first: v ↦ (vᵀ A v, middle) and (v, middle) ↦ A v.
+      halves: the product in two steps, where it has them.
       probe: key ↦ trees u and w like the parameters with E[u wᵀ] = A without its penalty, or u alone where w is the
         same; where such draws cost less than a product.
 

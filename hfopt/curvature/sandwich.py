@@ -42,12 +42,11 @@ def sandwich(value_fn: ValueFn, params: Any, middle: Middle, roots: Roots | None
             u = model.jvp(v)
             return vdot(u, inner(u))
 
-        def forward(v: Any) -> tuple[jax.Array, Any]:
+        def forward(v: Any) -> tuple[Any, Any]:
             u = model.jvp(v)
-            middle = inner(u)
-            return vdot(u, middle), middle
+            return u, inner(u)
 
-        halves = Halves(forward, lambda v, middle: model.vjp(middle))
+        halves = Halves(forward, lambda v, middle: vdot(*middle), lambda v, middle: model.vjp(middle[1]))
         if roots is None:
             return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic, halves)
         pair = roots(model.seen_by(objective.loss), model.outputs, rows)

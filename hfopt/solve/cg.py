@@ -143,22 +143,28 @@ class ConjugateGradient:
         stop = jnp.where(jnp.isfinite(first), stop, Stop.NONFINITE)
         stop = jnp.where(cap < 1, Stop.CAP, stop)
 
+        def bend(p: Any, last: jax.Array) -> tuple[Any, jax.Array]:
+            """(A + λM)p and pᵀ(A + λM)p; in the last iteration only this: r, which takes the other, is for the next."""
+            if halves is None:
+                ap = product(p)
+                return ap, vdot(p, ap)
+            v, mp = narrowed(packing.unpack(p)), measure(p)
+            middle = halves.forward(v)
+
+            def half() -> tuple[Any, jax.Array]:
+                form = halves.form(v, middle).astype(first.dtype)
+                return optax.tree.zeros_like(p), form + jnp.asarray(damping, first.dtype) * vdot(p, mp)
+
+            def whole() -> tuple[Any, jax.Array]:
+                ap = axpy(damping, mp, packing.pack(halves.backward(v, middle)))
+                return ap, vdot(p, ap)
+
+            return jax.lax.cond(last, half, whole)
+
         def iterate(state: _State) -> _State:
             opening = jnp.bool_(warm) & (state.products == 0)
             step, p = state.step + jnp.where(opening, 0, 1), state.p
-            if halves is None:
-                ap = product(p)
-                curvature = vdot(p, ap)
-            else:
-                v, mp = narrowed(packing.unpack(p)), measure(p)
-                form, middle = halves.forward(v)
-                curvature = form.astype(first.dtype) + jnp.asarray(damping, first.dtype) * vdot(p, mp)
-                # What the last iteration is for is x and φ, and r is for the next one.
-                ap = jax.lax.cond(
-                    (step >= cap) & ~opening,
-                    lambda: optax.tree.zeros_like(p),
-                    lambda: axpy(damping, mp, packing.pack(halves.backward(v, middle))),
-                )
+            ap, curvature = bend(p, (step >= cap) & ~opening)
             alpha = state.ry / jnp.maximum(curvature, tiny)
             x = axpy(alpha, p, state.x)
             r = axpy(-jnp.where(opening, 1, alpha), ap, state.r)

@@ -269,7 +269,12 @@ def _renewed(state: KroneckerState, carry: bool) -> KroneckerState:
     """
 
     def iterated(factor: Any, basis: Any) -> Any:
-        return basis if isinstance(basis, tuple) else jnp.linalg.qr(_product(factor, basis))[0]
+        if isinstance(basis, tuple):
+            return basis
+        # A little of the identity, which has all vectors for eigenvectors: where the factor has no rank, the basis then
+        # stays as it was, instead of following the rounding of zero.
+        little = jnp.finfo(factor.dtype).eps ** 0.5 * jnp.trace(factor, axis1=-2, axis2=-1) / factor.shape[-1]
+        return jnp.linalg.qr(_product(factor, basis) + little[:, None, None] * basis)[0]
 
     def turn(old: Any, new: Any) -> Any:
         return old if isinstance(old, tuple) else _product(_transposed(old), new)

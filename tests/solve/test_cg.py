@@ -188,7 +188,7 @@ def test_the_last_iteration_makes_half_a_product():
     """The same iterates as with whole products, whether the cap or a rule ends them."""
     root = np.random.default_rng(5).normal(size=(30, 12))
     A, rhs = root.T @ root, jnp.asarray(_rhs())
-    halves = Halves(lambda v: (jnp.vdot(root @ v, root @ v), root @ v), lambda v, middle: root.T @ middle)
+    halves = Halves(lambda v: root @ v, lambda v, middle: jnp.vdot(middle, middle), lambda v, middle: root.T @ middle)
     whole = hfopt.Operator.of_matrix(A)
     for solver in (hfopt.cg(4, stop=()), hfopt.cg(40, hfopt.relative_residual(1e-10))):
         for start in (None, jnp.ones(12)):
