@@ -15,5 +15,5 @@ Eight rooms; a room imports only from those above it, and `benchmarks` and `exam
 import os
 
 # Bases of eigenvectors are LAPACK's work. Its threads wait busily, and beside XLA's own on few cores a factorisation of
-# a millisecond then takes a hundred. They are counted when NumPy is first imported, so this comes before.
+# a millisecond then takes a hundred. They are counted when NumPy and SciPy are first imported, so this comes before.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -13,8 +13,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from experiments.runs import catalogue, cleaning
-from experiments.runs import tensorboard as tensorboard
+from experiments.runs import catalogue, cleaning, tensorboard
 from experiments.runs.page import show_run
 from experiments.runs.readable import metric_title, metric_value
 from experiments.runs.runner import run
@@ -95,9 +94,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _cartpole(arguments: argparse.Namespace) -> int:
-    from experiments.examples.policy_gradient import (
-        main as cartpole,  # imported late: the other commands need none of it
-    )
+    # Imported late: the other commands need none of it.
+    from experiments.examples.policy_gradient import main as cartpole
 
     return 0 if cartpole(arguments.seeds, arguments.iterations, Console()) else 1
 

@@ -82,7 +82,7 @@ def as_batch(batch: Any, argument: str) -> Batch:
 
 
 def part_of(batch: Batch, part: Any, argument: str) -> Batch | None:
-    """The examples that a user means by ``part``: other ones, a share of ``batch``, ``"auto"``, or ``None``.
+    """The examples that a user means by ``part``: other ones, a share of ``batch``, or ``"auto"``; ``None`` for all.
 
     Raises:
       ValueError: a share outside (0, 1], a string other than "auto", or as `as_batch`.
@@ -100,7 +100,7 @@ def part_of(batch: Batch, part: Any, argument: str) -> Batch | None:
     else:
         return None if part is None else as_batch(part, argument)
     if count >= size(batch):
-        return batch
+        return None
     first = jax.tree.map(lambda leaf: leaf[:count], batch)
     _check_weights(first.weights, f"{argument} (the first {count} of batch)")
     return first

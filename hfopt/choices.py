@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from hfopt.arguments import require_positive
+from hfopt.control.calibration import Calibrated
 from hfopt.curvature.average import check_params, check_value_fn
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
@@ -48,7 +49,13 @@ def check_choices(where: str, curvature: Any, warm_start: Any, momentum: Any, **
         if isinstance(choice, type) or not hasattr(choice, method):
             raise TypeError(f"{where}: `{name}` must be an object such as {example}, got {choice!r}.")
     solver, metric = choices["solver"], choices["metric"]
-    if solver.max_steps == 0 and metric is not None and not metric.invertible:
+    without_cg = getattr(solver, "max_steps", None) == 0
+    if without_cg and isinstance(choices.get("damping"), Calibrated):
+        raise ValueError(
+            f"{where}: calibrated_damping looks for the λ of a linear system, and with max_steps=0 there is none; give "
+            "hfopt.scheduled_damping or hfopt.constant_damping, whose 1/λ is then a learning rate."
+        )
+    if without_cg and metric is not None and not getattr(metric, "invertible", False):
         raise ValueError(
             f"{where}: without CG iterations a step is −(λM)⁻¹m, and {type(metric).__name__} has no cheap inverse; "
             "take hfopt.kronecker(), or a solver with max_steps of at least 1."

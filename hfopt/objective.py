@@ -120,8 +120,9 @@ class Objective:
           batch: ``(inputs, targets)`` or ``(inputs, targets, weights)``; pytrees whose leaves share their first axis.
           curvature_batch: the examples curvature products average over; ``None``: those of ``batch``. A number in
             (0, 1] takes the first of ``batch``, that share of them rounded up; ``"auto"`` a quarter, but at least as
-            many as have 32 labels, positions of a sequence counted singly: fewer judge too noisily. These examples
-            judge the steps, too, unless there is an ``evaluation_batch``.
+            many as have 32 labels, positions of a sequence counted singly (integer targets; of others an example counts
+            once): fewer judge too noisily. These examples judge the steps, too, unless there is an
+            ``evaluation_batch``. That their weights are not all 0 is checked where these are known.
           evaluation_batch: the examples that judge a step: trial losses and the reduction ratio are computed on them;
             ``None``: those of ``batch``. It may be a share of ``batch`` likewise.
           chunk_size: the most examples to evaluate at once. Memory is then that of one chunk, besides what ``memory``
@@ -146,10 +147,10 @@ class Objective:
         if memory not in get_args(Memory):
             raise ValueError(f"Objective.bind: `memory` must be one of {get_args(Memory)}, got {memory!r}.")
         batch = as_batch(batch, "batch")
-        shared = isinstance(curvature_batch, Real | str)
+        shared = isinstance(curvature_batch, Real | str) and evaluation_batch is None
         curvature_batch = part_of(batch, curvature_batch, "curvature_batch")
         evaluation_batch = part_of(batch, evaluation_batch, "evaluation_batch")
-        if shared and evaluation_batch is None:
+        if shared:
             evaluation_batch = curvature_batch
         return ValueFn(self, batch, curvature_batch, evaluation_batch, chunk_size, memory)
 

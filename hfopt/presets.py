@@ -114,8 +114,8 @@ def soap(
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP, as the limit of large damping: no CG iterations, so that a step is −(λM)⁻¹m in the metric of the gradients.
 
-    λ = 1 / (learning_rate · (1 − t/T)). A step costs a gradient and its rotations, and is judged by the objective only
-    in that it is not taken if that is not finite afterwards.
+    λ = 1 / (learning_rate · (1 − t/T)). A step costs a gradient and its rotations; and a forward pass on the evaluation
+    batch, since it is not taken where the objective is not finite afterwards.
 
     Args:
       total_steps: T, the length of the schedule; afterwards nothing moves.
@@ -127,8 +127,9 @@ def soap(
       ValueError: an argument that is not positive, or ``momentum`` outside [0, 1).
 
     Source: Vyas et al., "SOAP: improving and stabilizing Shampoo using Adam", 2024, algorithm 3. The authors' momentum
-    is 0.95, and they renew a basis by one power iteration, as we do. Ours: λ falls linearly, the first step is in the
-    basis of the parameters, and sides longer than 256 are not rotated.
+    is 0.95, and they renew a basis by one power iteration, as we do. Ours: λ falls linearly; the first step is in the
+    basis of the parameters; second moments follow the bases (``carry``); sides longer than 256 are not rotated; where a
+    factor has no rank its basis stays; and instead of an ε beside √v there is a floor relative to all of it.
     """
     if total_steps < 1:
         raise ValueError(f"soap: `total_steps` must be at least 1, got {total_steps}.")

@@ -8,9 +8,9 @@ import jax
 class Carried(NamedTuple):
     """What one linear system leaves to the next; fields of the state of every transformation."""
 
-    solution: Any  # the last solution, shaped like the parameters; () without warm start
-    metric: Any  # the state of the metric; () without one
-    preconditioner: Any  # the state of the preconditioner; () without one
+    solution: Any  # the last solution, shaped like the parameters; () without warm start or CG
+    metric: Any  # the state of the metric, with the average of the gradients; () without either
+    preconditioner: Any  # the state of the preconditioner; () without one or CG
 
 
 class StepInfo(NamedTuple):
@@ -34,10 +34,12 @@ class HessianFreeState(NamedTuple):
     step: jax.Array  # int32: steps taken, rejected ones included
     rejected: jax.Array  # int32: steps rejected so far
     next_damping: jax.Array  # λ carried to the next step; rules that do not carry one make it from trust or `step`
-    solution: Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start
+    solution: (
+        Any  # the last CG solution, shaped like the parameters; zero after a rejection. () without warm start or CG
+    )
     trust: Any  # the state of the trust region; () without one
-    metric: Any  # the state of the metric; () without one
-    preconditioner: Any  # the state of the preconditioner; () without one
+    metric: Any  # the state of the metric, with the average of the gradients; () without either
+    preconditioner: Any  # the state of the preconditioner; () without one or CG
     info: StepInfo
 
 
@@ -54,7 +56,7 @@ class GaussNewtonState(NamedTuple):
     """State of `scale_by_gauss_newton`; a pytree of arrays."""
 
     step: jax.Array  # int32: updates made
-    solution: Any  # the last CG solution, shaped like the parameters. () without warm start
-    metric: Any  # the state of the metric; () without one
-    preconditioner: Any  # the state of the preconditioner; () without one
+    solution: Any  # the last CG solution, shaped like the parameters. () without warm start or CG
+    metric: Any  # the state of the metric, with the average of the gradients; () without either
+    preconditioner: Any  # the state of the preconditioner; () without one or CG
     info: DirectionInfo

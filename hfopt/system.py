@@ -96,7 +96,9 @@ class Assembly:
         preconditioned = self.preconditioner is not None and self.solves
         return Carried(
             solution=widened(optax.tree.zeros_like(params)) if warm else (),
-            metric=self._metric.init(params, momentum=self.momentum is not None, curved=self.solves),
+            metric=self._metric.init(
+                params, momentum=self.momentum is not None, curved=self.solves and self.preconditioner is None
+            ),
             preconditioner=self.preconditioner.init(params) if preconditioned else (),  # type: ignore[union-attr]
         )
 

@@ -32,7 +32,7 @@ from hfopt.convolutions import canonical
 from hfopt.curvature.gauss_newton import gauss_newton
 from hfopt.objective import ValueFn
 from hfopt.solve.cg import ConjugateGradient
-from hfopt.solve.metrics import Metric
+from hfopt.solve.metrics import Metric, finite
 from hfopt.solve.preconditioners import Jacobi, Preconditioner
 from hfopt.solve.stopping import Stop
 from hfopt.state import Carried, DirectionInfo, GaussNewtonState, HessianFreeState, StepInfo
@@ -201,7 +201,7 @@ def hessian_free(
             found = newton(at, system, used_damping, bound, limit)
         elif not assembly.solves:
             found = by_metric(used_damping)
-        elif region.may_skip:
+        elif getattr(region, "may_skip", False):
             found = jax.lax.cond(jnp.asarray(limit) > 0, by_newton, by_metric, used_damping)
         else:
             found = by_newton(used_damping)
@@ -289,8 +289,11 @@ def scale_by_gauss_newton(
         used_damping = jnp.asarray(damping(state.step) if callable(damping) else damping, dtype)
         if not assembly.solves:
             direction = geometry.scaled(used_damping).solution
+            sound = finite(direction)
+            direction = jax.tree.map(lambda d: jnp.where(sound, d, 0), direction)
+            stop = jnp.where(sound, Stop.NONE, Stop.NONFINITE).astype(jnp.int32)
             carried = Carried(state.solution, geometry.state, state.preconditioner)
-            info = DirectionInfo(used_damping, jnp.int32(0), jnp.int32(Stop.NONE), jnp.int32(0))
+            info = DirectionInfo(used_damping, jnp.int32(0), stop, jnp.int32(0))
         else:
             system = assembly.assemble(state, geometry, value_fn, params)
             if system.operator.indefinite:

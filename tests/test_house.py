@@ -63,6 +63,7 @@ def _imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
             found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 

@@ -112,12 +112,13 @@ def _rows(part):
         (np.zeros(100, int), 0.25, 25),
         (np.zeros(30, int), 0.1, 3),
         (np.zeros(7, int), 0.25, 2),
-        (np.zeros(3, int), 1.0, 3),
+        (np.zeros(3, int), 1.0, None),  # all of it is the batch itself, whose value is known
+        (np.zeros(20, int), "auto", None),
         (np.zeros(400, int), "auto", 100),
         (np.zeros(64, int), "auto", 32),  # 16 images judge too noisily
         (np.zeros((32, 48), int), "auto", 8),  # 8 sequences of 48 tokens do not
         (np.zeros((8, 5), int), "auto", 7),
-        (np.zeros((20, 3)), "auto", 20),
+        (np.zeros((50, 3)), "auto", 32),
     ],
 )
 def test_a_share_of_the_batch_is_its_first_examples_and_judges_the_steps(targets, part, rows):
@@ -125,8 +126,10 @@ def test_a_share_of_the_batch_is_its_first_examples_and_judges_the_steps(targets
     value_fn = _bind((inputs, targets), curvature_batch=part)
     assert _rows(value_fn.curvature_batch) == _rows(value_fn.evaluation_batch) == rows
     np.testing.assert_array_equal(value_fn.averaged.inputs, inputs[:rows])
+    assert (value_fn.judge is value_fn) == (rows is None)
     apart = _bind((inputs, targets), curvature_batch=part, evaluation_batch=1.0)
-    assert (_rows(apart.curvature_batch), _rows(apart.evaluation_batch)) == (rows, len(targets))
+    assert _rows(apart.curvature_batch) == rows
+    assert apart.judge is apart
 
 
 def _bind(*args, predict=lambda p, x: x @ p, loss=optax.squared_error, **options):

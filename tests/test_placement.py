@@ -32,6 +32,22 @@ def test_a_step_on_an_explicit_mesh_is_the_step_without_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), given, expected)
 
 
+@pytest.mark.parametrize("k", [0, 3])
+def test_the_metric_of_the_gradients_takes_parameters_that_are_split(k):
+    """It is worked on whole, and the step lies where the parameters do."""
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    case = Case(lambda p, x: jnp.tanh(x @ p), optax.squared_error, jnp.ones((4, 2)), (x, x[:, :2]), l2=0.1)
+    options = {"preconditioner": None, "damping": hfopt.constant_damping(10.0), "momentum": 0.5}
+    tx = hfopt.hessian_free(solver=hfopt.cg(k), metric=hfopt.kronecker(), trust_region=None, **options)
+    expected, _, _ = run(tx, case, 3)
+    mesh = jax.make_mesh((1, 1), ("data", "model"))
+    with jax.set_mesh(mesh):
+        place = lambda tree, *spec: jax.device_put(tree, jax.NamedSharding(mesh, jax.P(*spec)))  # noqa: E731
+        split = case._replace(params=place(case.params, None, "model"), batch=place(case.batch, "data", None))
+        given, _, _ = run(tx, split, 3)
+    np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [hfopt.hessian_free, *map(slowly, (lambda: hfopt.presets.martens2010(1.0), lambda: hfopt.presets.stochastic(9)))],

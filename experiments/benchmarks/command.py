@@ -13,6 +13,7 @@ from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.peers import PEERS
 from experiments.benchmarks.report import is_regression, load_baseline, print_table, save_baseline, to_json
 from experiments.settings.arguments import positive_integer, positive_number
+from experiments.settings.errors import ConfigError
 
 _BENCHMARKS = {
     "products": "one curvature product / one value_and_grad",
@@ -34,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
         preconditioning.main(arguments.json)
         return 0
 
+    if arguments.what == "step" and arguments.case != "metric" and arguments.network:
+        raise ConfigError("bench step --network: only --case metric has more than one network; leave it out")
     name = f"step {arguments.case}" if arguments.what == "step" and arguments.case else arguments.what
     baseline = load_baseline(name) if arguments.compare else None
     title, note, rows = _measured(name, arguments)

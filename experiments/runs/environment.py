@@ -16,8 +16,6 @@ from experiments.runs.strict_json import read_json
 
 ENVIRONMENT = "environment.json"
 _PACKAGES = ("hfopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scikit-learn")
-
-
 _PEERS = ("python-somax",)  # recorded where they are installed
 
 

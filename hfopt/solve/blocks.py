@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hfopt.placement import placed_as, whole
 from hfopt.vectors import wide_dtype
 
-# A leading axis up to this length, followed by another one, is taken for the window of a convolution.
-_WINDOW = 16
+# The longest side of the window of a convolution.
+_WINDOW = 11
 # How much longer the sides of a convolution may be: it is applied at every position of an example.
 _OF_CONVOLUTIONS = 4
 
@@ -34,24 +35,32 @@ def cut(shape: Sequence[int]) -> Cut | None:
 
     Two axes are a matrix. Of three, as in attention (width · heads · size of a head, or heads · size · width), experts
     and layers under ``nn.scan``, the shorter of the first two is a stack: no side is the product of unlike things. Of
-    four and more, leading axes that are all short are the window of a convolution, whose rows are height · width ·
-    channels in; a longer array is a stack of what the other axes are.
+    four, a window (two sides that are equal, or one of them 1, up to 11) makes a convolution, whose rows are height ·
+    width · channels in; of five so do three equal ones. Any longer array is a stack of what its last axes are. Shapes
+    cannot tell all: as many heads as layers, up to eleven, look like a window.
     """
+    rank = len(shape)
+    if 0 in shape:
+        return None
+    if rank in (4, 5) and _is_window(shape[:-2]) and shape[-1] > 1:
+        return Cut((), tuple(range(rank - 1)), (rank - 1,))
+    if rank > 3 and shape[0] > 1:
+        inner = cut(shape[1:])
+        if inner is None:
+            return None
+        moved = Cut(*(tuple(axis + 1 for axis in part) for part in inner))
+        return moved._replace(stack=(0, *moved.stack))
     axes = [axis for axis, length in enumerate(shape) if length > 1]
     if len(axes) < 2:
         return None
     *leading, last = axes
-    if len(leading) == 1:
-        return Cut((), (leading[0],), (last,))
-    if len(leading) == 2:
-        stack, rows = sorted(leading, key=lambda axis: shape[axis])
-        return Cut((stack,), (rows,), (last,))
-    *window, _ = leading
-    if len(leading) == 3 and all(shape[axis] <= _WINDOW for axis in window):
-        return Cut((), tuple(leading), (last,))
-    inner = cut([1 if axis == leading[0] else length for axis, length in enumerate(shape)])
-    assert inner is not None  # there are more than two axes left
-    return inner._replace(stack=(leading[0], *inner.stack))
+    *stack, rows = sorted(leading, key=lambda axis: shape[axis])
+    return Cut(tuple(sorted(stack)), (rows,), (last,))
+
+
+def _is_window(sides: Sequence[int]) -> bool:
+    alike = len({side for side in sides if side > 1 or len(sides) > 2}) <= 1
+    return alike and max(sides) <= _WINDOW
 
 
 class Member(NamedTuple):
@@ -92,7 +101,7 @@ class Group(NamedTuple):
 class Blocks:
     """How trees like one example are split into stacks of matrices."""
 
-    like: tuple[Any, ...]  # shapes and dtypes of the leaves
+    leaves: tuple[Any, ...]  # of the example
     tree: Any  # their structure
     groups: tuple[Group, ...]
 
@@ -104,16 +113,18 @@ class Blocks:
         sides are longer is a group of its own, since joining would only copy it.
         """
         leaves, structure = jax.tree.flatten(tree)
-        like = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         gathered: dict[Any, list[Member]] = {}
-        for i, leaf in enumerate(like):
-            found, dtype = cut(leaf.shape), jnp.dtype(wide_dtype(leaf))
+        for i, leaf in enumerate(leaves):
+            shape = jnp.shape(leaf)
+            found, dtype = cut(shape), jnp.dtype(wide_dtype(leaf))
             if found is None:
-                gathered.setdefault((0, 0, dtype, False, False, None), []).append(Member(i, tuple(range(leaf.ndim)), 1))
+                gathered.setdefault((0, 0, dtype, False, False, None), []).append(
+                    Member(i, tuple(range(len(shape))), 1)
+                )
                 continue
             used = (*found.stack, *found.rows, *found.columns)
-            order = (*used, *(axis for axis in range(leaf.ndim) if axis not in used))
-            count, rows, columns = (prod(leaf.shape[axis] for axis in part) for part in found)
+            order = (*used, *(axis for axis in range(len(shape)) if axis not in used))
+            count, rows, columns = (prod(shape[axis] for axis in part) for part in found)
             most = longest * (_OF_CONVOLUTIONS if len(found.rows) > 1 else 1)
             left, right = rows <= most, columns <= most
             alone = None if left or right else i
@@ -121,13 +132,13 @@ class Blocks:
         groups = []
         for (rows, columns, dtype, left, right, _), members in gathered.items():
             if rows == 0:
-                rows, columns = 1, sum(like[member.leaf].size for member in members)
+                rows, columns = 1, sum(jnp.size(leaves[member.leaf]) for member in members)
             groups.append(Group(tuple(members), rows, columns, dtype, left, right))
-        return Blocks(like, structure, tuple(groups))
+        return Blocks(tuple(leaves), structure, tuple(groups))
 
     def split(self, tree: Any) -> list[jax.Array]:
         """``tree`` as one stack a group, in at least float32."""
-        leaves = jax.tree.leaves(tree)
+        leaves = list(map(whole, jax.tree.leaves(tree)))
 
         def stacked(group: Group) -> jax.Array:
             if group.is_row:
@@ -144,14 +155,14 @@ class Blocks:
         return [stacked(group) for group in self.groups]
 
     def join(self, stacks: Sequence[jax.Array]) -> Any:
-        """The tree that ``stacks`` are of, in their dtypes."""
-        leaves: list[Any] = [None] * len(self.like)
+        """The tree that ``stacks`` are of, in their dtypes, every leaf placed as that of the example is."""
+        leaves: list[Any] = [None] * len(self.leaves)
         for group, stack in zip(self.groups, stacks, strict=True):
             row = group.is_row
-            lengths = [self.like[m.leaf].size if row else m.matrices for m in group.members]
+            lengths = [jnp.size(self.leaves[m.leaf]) if row else m.matrices for m in group.members]
             parts = jnp.split(stack, np.cumsum(lengths)[:-1], axis=2 if row else 0)
             for member, part in zip(group.members, parts, strict=True):
-                shape = self.like[member.leaf].shape
+                shape = jnp.shape(self.leaves[member.leaf])
                 permuted = part.reshape([shape[axis] for axis in member.order])
                 leaves[member.leaf] = jnp.transpose(permuted, tuple(np.argsort(member.order)))
-        return jax.tree.unflatten(self.tree, leaves)
+        return placed_as(jax.tree.unflatten(self.tree, leaves), jax.tree.unflatten(self.tree, self.leaves))

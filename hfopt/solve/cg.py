@@ -11,7 +11,7 @@ How it differs from the textbook:
    late in training the right-hand side and with it pᵀAp are legitimately tiny;
 4. a non-finite number ends it too, and the last finite iterate is returned;
 5. where the product comes in two halves, a jvp and a vjp, the last iteration that is allowed makes only the first: α
-   and φ need no more;
+   and φ need no more. It ends by the cap then, even where the residual, which it does not form, would have ended it;
 6. the residual of x₀ is formed by the loop itself, in an opening turn that moves r and not x: a product is by far the
    largest part of the program, and is compiled once.
 """

@@ -23,9 +23,9 @@ from hfopt.curvature.diagonal import probed_diagonal
 from hfopt.curvature.operator import Operator
 from hfopt.objective import ValueFn
 from hfopt.solve.blocks import Blocks
-from hfopt.solve.metrics import AverageState, Coordinates, Product, Scaled, averaged, finite, no_average
+from hfopt.solve.metrics import AverageState, Coordinates, Product, Scaled, averaged, finite, start
 from hfopt.solve.preconditioners import check_count
-from hfopt.vectors import Diagonal, widened
+from hfopt.vectors import Diagonal, vdot, widened, widest_dtype
 
 Stacks = list[jax.Array]  # one a group of `Blocks`: (count, rows, columns)
 
@@ -70,7 +70,8 @@ class Kronecker:
         every position of an example.
       every: renew the bases at every so many steps.
       carry: let v and D follow the bases when these are renewed. In SOAP's paper they stay what they were.
-      probes: for D, a step; eight times as many at the first.
+      probes: for D, a step; eight times as many at the first, and wherever the curvature has no probes of its own (in
+        chunks, or other than the Gauss-Newton matrix), as many groups of the batch with one each.
 
     Raises:
       ValueError: an argument out of its range.
@@ -120,7 +121,7 @@ class Kronecker:
             factors=sides(lambda n, dtype: jnp.zeros((n, n), dtype)),
             bases=sides(jnp.eye),
             moment=zeros(),
-            average=no_average(zeros()) if momentum else (),
+            average=start(zeros(), momentum),
             probed=jnp.zeros((), jnp.int32),
             curvature=zeros() if curved else (),
         )
@@ -138,8 +139,8 @@ class Kronecker:
         stacks = blocks.split(gradient)
         rotated = _rotate(state.bases, stacks)
         squares = [jnp.square(g) for g in rotated]
-        sound = jnp.isfinite(optax.tree.sum(squares))
-        average, mean = averaged(state.average, rotated, momentum)
+        sound = jnp.isfinite(vdot(rotated, rotated))
+        average, mean = averaged(state.average, rotated, momentum, sound)
         after = state._replace(
             seen=jnp.where(sound, optax.safe_increment(state.seen), state.seen),
             factors=self._averaged(state.factors, stacks, sound),
@@ -201,12 +202,12 @@ class KroneckerGeometry:
 
     def form(self, vector: Any) -> jax.Array:
         """vᵀMv: one rotation."""
-        return _sum(self._roots(), map(jnp.square, self._into(vector)))
+        return vdot(self._roots(), list(map(jnp.square, self._into(vector))))
 
     def scaled(self, damping: jax.Array) -> Scaled:
         """(λM)⁻¹m: from m in the bases, one rotation."""
         solution = [m / (damping.astype(m.dtype) * r) for m, r in zip(self.mean, self._roots(), strict=True)]
-        return Scaled(self.blocks.join(_unrotate(self.state.bases, solution)), _sum(self.mean, solution))
+        return Scaled(self.blocks.join(_unrotate(self.state.bases, solution)), vdot(self.mean, solution))
 
     def curved(self, operator: Operator, value_fn: ValueFn, params: Any) -> "KroneckerGeometry":
         """With D from new probes: of the operator's own linearisation where it has them."""
@@ -218,7 +219,7 @@ class KroneckerGeometry:
             new = probed_diagonal(value_fn, params, key, _FIRST_PROBES * rule.probes, coordinates=self._into)
             spent = jnp.int32(1)
         else:
-            new, spent = self._probed(operator.probe, key, count), (count + 1) // 2  # a probe has no forward pass
+            new, spent = self._probed(operator.probe, key, count)
         objective = value_fn.objective
         # 1/C is the same on all of an array, so the same in every basis of it.
         penalty = self.blocks.split(objective.penalised(optax.tree.full_like(widened(params), objective.l2)))
@@ -236,20 +237,26 @@ class KroneckerGeometry:
         """√v̂, at least machine epsilon times its root mean square over all parameters: what never has a gradient but
         rounding has no direction either. 1 where no gradient was seen, or all were zero."""
         moment = self.rule._corrected(self.state.moment, self.state.seen)
-        size = sum(v.size for v in moment)
-        mean = _sum([jnp.full((), 1 / size, v.dtype) for v in moment], moment)
+        mean = jnp.sqrt(
+            optax.tree.sum([v.sum().astype(widest_dtype(moment)) for v in moment]) / optax.tree.size(moment)
+        )
 
         def root(v: jax.Array) -> jax.Array:
-            floor = jnp.finfo(v.dtype).eps ** 2 * mean.astype(v.dtype)
-            return jnp.where(floor > 0, jnp.sqrt(jnp.maximum(v, floor)), 1)
+            floor = jnp.finfo(v.dtype).eps * mean.astype(v.dtype)
+            return jnp.where(mean > 0, jnp.maximum(jnp.sqrt(v), floor), 1)
 
         return list(map(root, moment))
 
     def _into(self, tree: Any) -> Stacks:
         return _rotate(self.state.bases, self.blocks.split(tree))
 
-    def _probed(self, probe: Callable[[jax.Array], tuple[Any, ...]], key: jax.Array, count: jax.Array) -> Stacks:
-        """The mean of u ∘ w over ``count`` probes, in the bases; not below zero."""
+    def _probed(
+        self, probe: Callable[[jax.Array], tuple[Any, ...]], key: jax.Array, count: jax.Array
+    ) -> tuple[Stacks, jax.Array]:
+        """The mean of u ∘ w over ``count`` probes, in the bases and not below zero; and what it cost, in products.
+
+        A probe with a root of B is a pass backwards, and half a product; one without is two, and a product with B.
+        """
 
         def add(i: jax.Array, total: Stacks) -> Stacks:
             u, *w = map(self._into, probe(jax.random.fold_in(key, i)))
@@ -257,7 +264,8 @@ class KroneckerGeometry:
 
         zeros = jax.tree.map(jnp.zeros_like, self.state.curvature)
         total = jax.lax.fori_loop(0, count, add, zeros)
-        return [jnp.maximum(x / count.astype(x.dtype), 0) for x in total]
+        passes = len(jax.eval_shape(probe, key))
+        return [jnp.maximum(x / count.astype(x.dtype), 0) for x in total], (count * passes + 1) // 2
 
 
 def _renewed(state: KroneckerState, carry: bool) -> KroneckerState:
@@ -271,8 +279,8 @@ def _renewed(state: KroneckerState, carry: bool) -> KroneckerState:
     def iterated(factor: Any, basis: Any) -> Any:
         if isinstance(basis, tuple):
             return basis
-        # A little of the identity, which has all vectors for eigenvectors: where the factor has no rank, the basis then
-        # stays as it was, instead of following the rounding of zero.
+        # A little of the identity, which has all vectors for eigenvectors: in what the factor does not span the basis
+        # then stays as it was, instead of following the rounding of zero.
         little = jnp.finfo(factor.dtype).eps ** 0.5 * jnp.trace(factor, axis1=-2, axis2=-1) / factor.shape[-1]
         return jnp.linalg.qr(_product(factor, basis) + little[:, None, None] * basis)[0]
 
@@ -320,8 +328,3 @@ def _unrotate(bases: list[Sides], stacks: Stacks) -> Stacks:
         return x if isinstance(basis.right, tuple) else _product(x, _transposed(basis.right))
 
     return list(map(unrotate, bases, stacks))
-
-
-def _sum(a: Any, b: Any) -> jax.Array:
-    """Σ aᵀb over all stacks."""
-    return optax.tree.sum([jnp.sum(x * y) for x, y in zip(a, b, strict=True)])

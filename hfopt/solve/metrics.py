@@ -68,7 +68,7 @@ class Geometry(Protocol):
         """(λM)⁻¹m, for metrics that are ``invertible``."""
 
     def curved(self, operator: Operator, value_fn: ValueFn, params: Any) -> "Geometry":
-        """The same with what it makes of the curvature; called where a system with the curvature is to be solved."""
+        """The same with what it makes of the curvature; called where its ``inverse`` is to precondition a system."""
 
     def inverse(self, damping: Any) -> Product | None:
         """r ↦ P⁻¹r, where it has a preconditioner of G + λM to offer."""
@@ -82,7 +82,7 @@ class Metric(Protocol):
     def init(self, params: Any, *, momentum: bool, curved: bool) -> Any:
         """The state before the first step: a pytree of arrays.
 
-        momentum: whether gradients will be averaged. curved: whether a system with the curvature will ever be solved.
+        momentum: whether gradients will be averaged. curved: whether `Geometry.curved` will ever be called.
         """
 
     def geometry(self, state: Any, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any) -> Geometry:
@@ -99,23 +99,28 @@ class AverageState(NamedTuple):
     total: Any
 
 
-def no_average(like: Any) -> AverageState:
-    """Before the first gradient; ``like``: a pytree in the form that the average is kept in."""
-    return AverageState(jnp.zeros((), widest_dtype(like)), optax.tree.zeros_like(like))
+def start(like: Any, momentum: bool) -> Any:
+    """Before the first gradient, () without momentum; ``like``: a pytree in the form that the average is kept in."""
+    return AverageState(jnp.zeros((), widest_dtype(like)), optax.tree.zeros_like(like)) if momentum else ()
 
 
-def averaged(state: Any, gradient: Any, momentum: Any) -> tuple[Any, Any]:
-    """The state after one gradient more, and m. Without momentum, nothing is kept. A bad gradient is not averaged."""
+def averaged(state: Any, gradient: Any, momentum: Any, sound: Any = None) -> tuple[Any, Any]:
+    """The state after one gradient more, and m. Without momentum, nothing is kept.
+
+    A gradient that is not sound (``None``: finite) is not averaged, and m is then what it was.
+    """
     if momentum is None:
         return state, gradient
     decay = jnp.asarray(momentum, state.weight.dtype)
-    sound = finite(gradient)
+    sound = finite(gradient) if sound is None else sound
     total = jax.tree.map(
         lambda t, g: decay.astype(t.dtype) * t + (1 - decay).astype(t.dtype) * g, state.total, gradient
     )
-    weight = decay * state.weight + (1 - decay)
-    mean = jax.tree.map(lambda t: t / weight.astype(t.dtype), total)
-    return optax.tree.where(sound, AverageState(weight, total), state), mean
+    after = optax.tree.where(sound, AverageState(decay * state.weight + (1 - decay), total), state)
+    # Before the first sound one m is the gradient as it is, for the step to be rejected by.
+    weight = jnp.where(after.weight > 0, after.weight, 1)
+    mean = jax.tree.map(lambda t, g: jnp.where(after.weight > 0, t / weight.astype(t.dtype), g), after.total, gradient)
+    return after, mean
 
 
 def finite(tree: Any) -> jax.Array:
@@ -165,7 +170,7 @@ class Euclidean:
 
     def init(self, params: Any, *, momentum: bool, curved: bool) -> Any:
         """Nothing to remember but the average."""
-        return no_average(widened(params)) if momentum else ()
+        return start(widened(params), momentum)
 
     def geometry(self, state: Any, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any) -> DiagonalGeometry:
         """See `Metric.geometry`."""
@@ -211,7 +216,7 @@ class SecondMoment:
     def init(self, params: Any, *, momentum: bool, curved: bool) -> SecondMomentState:
         """No gradients seen."""
         moment = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params)
-        return SecondMomentState(jnp.zeros((), jnp.int32), moment, no_average(moment) if momentum else ())
+        return SecondMomentState(jnp.zeros((), jnp.int32), moment, start(moment, momentum))
 
     def geometry(
         self, state: SecondMomentState, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any

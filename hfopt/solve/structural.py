@@ -13,7 +13,7 @@ from hfopt.curvature.operator import Operator
 from hfopt.curvature.sandwich import sandwich
 from hfopt.losses import Loss, output_hessian
 from hfopt.objective import Objective, ValueFn
-from hfopt.solve.metrics import Product, Scaled, averaged, no_average
+from hfopt.solve.metrics import Product, Scaled, averaged, start
 from hfopt.vectors import vdot, widened
 
 
@@ -59,7 +59,7 @@ class Structural:
 
     def init(self, params: Any, *, momentum: bool, curved: bool) -> Any:
         """Nothing to remember but the average."""
-        return no_average(widened(params)) if momentum else ()
+        return start(widened(params), momentum)
 
     def geometry(
         self, state: Any, gradient: Any, momentum: Any, value_fn: ValueFn, params: Any

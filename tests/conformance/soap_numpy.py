@@ -1,8 +1,9 @@
 """SOAP for one matrix, after Vyas et al. 2024, algorithms 3 and 4, in the letters of the paper.
 
 Where the paper leaves open how it begins: Q_L and Q_R are the identity, and the bases are renewed for the first time
-after the first gradient. Both moments are corrected for their bias, as Adam's are. ``carry`` is the package's addition:
-V follows the bases, as a diagonal covariance would.
+after the first gradient. Both moments are corrected for their bias, as Adam's are. ``ours`` adds what the package
+does: V follows the bases, as a diagonal covariance would, and a little of the identity is added to a factor, so that
+where it has no rank its basis stays.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ def start(m: int, n: int) -> State:
 
 
 def step(
-    state: State, G: np.ndarray, beta1: float, beta2: float, f: int, carry: bool = True
+    state: State, G: np.ndarray, beta1: float, beta2: float, f: int, ours: bool = True
 ) -> tuple[np.ndarray, State]:
     """N, the direction of the step, and the next state; eigenvectors anew after the first step and every f-th."""
     L, R, Q_L, Q_R, V, M, t = state
@@ -39,12 +40,13 @@ def step(
     R = beta2 * R + (1 - beta2) * G.T @ G
     if t == 1 or t % f == 0:
         T_L, T_R = Q_L.T, Q_R.T
-        Q_L, Q_R = eigenvectors(L, Q_L), eigenvectors(R, Q_R)
-        if carry:
+        Q_L, Q_R = eigenvectors(L, Q_L, ours), eigenvectors(R, Q_R, ours)
+        if ours:
             V = ((T_L @ Q_L) ** 2).T @ V @ (T_R @ Q_R) ** 2
     return N, State(L, R, Q_L, Q_R, V, M, t)
 
 
-def eigenvectors(P: np.ndarray, Q: np.ndarray) -> np.ndarray:
+def eigenvectors(P: np.ndarray, Q: np.ndarray, ours: bool) -> np.ndarray:
     """Algorithm 4: one step of the power iteration, and QR."""
-    return np.linalg.qr(P @ Q)[0]
+    shift = np.sqrt(np.finfo(float).eps) * np.trace(P) / len(P) if ours else 0.0
+    return np.linalg.qr((P + shift * np.eye(len(P))) @ Q)[0]

@@ -16,12 +16,19 @@ from hfopt.solve.blocks import Blocks, Cut, cut
         ((1, 7, 1), None),
         ((3, 4), Cut((), (0,), (1,))),
         ((1, 7, 9), Cut((), (1,), (2,))),
+        ((0, 5, 3), None),
         ((3, 3, 16, 32), Cut((), (0, 1, 2), (3,))),  # a convolution: height · width · in × out
+        ((5, 5, 1, 32), Cut((), (0, 1, 2), (3,))),
+        ((1, 1, 64, 64), Cut((), (0, 1, 2), (3,))),
+        ((3, 3, 3, 4, 8), Cut((), (0, 1, 2, 3), (4,))),
         ((64, 4, 16), Cut((1,), (0,), (2,))),  # queries: a matrix a head
         ((4, 16, 64), Cut((0,), (1,), (2,))),  # and how attention comes out
         ((12, 64, 256), Cut((0,), (1,), (2,))),  # layers under a scan, or experts
         ((12, 64, 4, 16), Cut((0, 2), (1,), (3,))),  # layers of queries
+        ((12, 12, 64, 768), Cut((0, 1), (2,), (3,))),  # layers of how attention comes out
+        ((6, 4, 16, 64), Cut((0, 1), (2,), (3,))),
         ((6, 3, 3, 8, 8), Cut((0,), (1, 2, 3), (4,))),  # layers of convolutions
+        ((2, 6, 3, 3, 8, 8), Cut((0, 1), (2, 3, 4), (5,))),
     ],
 )
 def test_axes_are_told_apart_by_shape_alone(shape, found):
@@ -33,7 +40,7 @@ def tree():
     return {
         "dense": jnp.arange(6.0).reshape(2, 3),
         "other": [jnp.arange(6.0).reshape(2, 3) + 10, jnp.arange(24.0).reshape(2, 3, 4)],
-        "convolution": jnp.arange(3 * 2 * 5 * 2.0).reshape(3, 2, 5, 2),
+        "convolution": jnp.arange(3 * 3 * 5 * 2.0).reshape(3, 3, 5, 2),
         "heads": jnp.arange(5 * 2 * 3.0).reshape(5, 2, 3),
         "half": jnp.arange(24.0, dtype=jnp.bfloat16).reshape(4, 3, 2),
         "bias": jnp.arange(5.0),
