@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from experiments.settings.section import HalfOpenFraction, OpenFraction, Section
 
@@ -172,10 +172,16 @@ class HessianFree(Training):
 
     # Fixes all that follows, but for the options that it takes itself.
     preset: Literal["simplenn", "martens2010", "kiros2013", "soap", "stochastic"] | None = None
-    max_cg_steps: PositiveInt | None = None
+    # 0: no system is solved, and a step is that of the metric alone.
+    max_cg_steps: NonNegativeInt | None = None
     # CG stops when the residual is this fraction of the gradient, instead of by the progress of the quadratic model.
     cg_tolerance: OpenFraction | None = None
+    # none: that of the metric, where it has one.
     preconditioner: Literal["jacobi", "squared_gradients", "none"] | None = None
+    # What damping measures a step in; null: the parameters.
+    metric: Literal["kronecker", "second_moment"] | None = None
+    # Of the gradients. 0: none.
+    momentum: HalfOpenFraction = 0.0
     damping: Literal["trust", "levenberg_marquardt", "constant"] = "trust"
     initial_damping: PositiveFloat | None = None
     trust_region: Literal["earned", "constant", "none"] = "earned"

@@ -174,6 +174,7 @@ _PRECONDITIONERS = {
     "squared_gradients": hfopt.squared_gradients(),
     "none": None,
 }
+_METRICS = {"kronecker": hfopt.kronecker(), "second_moment": hfopt.second_moment()}
 _LINE_SEARCHES = {"full_step": hfopt.full_step, "armijo": hfopt.armijo, "fixed_step": hfopt.fixed_step}
 
 
@@ -195,7 +196,8 @@ def _hessian_free(settings: config.HessianFree, total_steps: int, steps_per_epoc
         transformation,
         report=lambda state: state.info._asdict(),
         readable=lambda report: report | {"cg_stop": hfopt.Stop(report["cg_stop"]).name.lower()},
-        queued_steps=_QUEUED_STEPS if settings.preset == "soap" else 1,  # its steps cost what first-order ones cost
+        # Without CG a step costs what a first-order one costs.
+        queued_steps=_QUEUED_STEPS if settings.preset == "soap" or settings.max_cg_steps == 0 else 1,
     )
 
 
@@ -206,6 +208,7 @@ def _composed(settings: config.HessianFree) -> optax.GradientTransformationExtra
         **_solver(settings),
         **_preconditioner(settings),
         **_trust_region(settings),
+        **_metric(settings),
         **({"warm_start": None} if settings.warm_start == 0 else _given(warm_start=settings.warm_start)),
     )
 
@@ -219,6 +222,11 @@ def _solver(settings: config.HessianFree) -> dict[str, Any]:
 def _preconditioner(settings: config.HessianFree) -> dict[str, Any]:
     name = settings.preconditioner
     return {} if name is None else {"preconditioner": _PRECONDITIONERS[name]}
+
+
+def _metric(settings: config.HessianFree) -> dict[str, Any]:
+    momentum = {"momentum": settings.momentum} if settings.momentum else {}
+    return momentum if settings.metric is None else {"metric": _METRICS[settings.metric], **momentum}
 
 
 def _trust_region(settings: config.HessianFree) -> dict[str, Any]:

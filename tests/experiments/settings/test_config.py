@@ -176,7 +176,7 @@ def test_a_dumped_configuration_reads_back_equal(small_file, tmp_path):
             "stochastic takes only max_cg_steps, initial_damping, trust_radius; "
             "leave out damping, trust_region, line_search",
         ),
-        ("preset: martens", "preset: should be 'simplenn', 'martens2010', 'kiros2013' or 'stochastic'"),
+        ("preset: martens", "preset: should be 'simplenn', 'martens2010', 'kiros2013', 'soap' or 'stochastic'"),
     ],
 )
 def test_a_preset_lets_no_option_pass_that_it_would_ignore(small_file, settings, message):

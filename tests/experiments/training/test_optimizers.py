@@ -54,6 +54,19 @@ def test_every_preconditioner_reaches_the_transformation(small_file, monkeypatch
     assert {key: value for key, value in given.items() if key == "preconditioner"} == expected
 
 
+def test_metric_momentum_and_no_iterations_reach_the_transformation(small_file, monkeypatch):
+    given = {}
+    monkeypatch.setattr(hfopt, "hessian_free", lambda **choices: given.update(choices))
+    wanted = ("metric=kronecker", "momentum=0.5", "max_cg_steps=0", "preconditioner=none")
+    settings = load_config(small_file, [f"optimizers.hessian_free.{one}" for one in wanted]).optimizers.hessian_free
+    assert build_optimizer(settings, 1, 1).queued_steps > 1
+    assert given["metric"] == hfopt.kronecker()
+    assert (given["momentum"], given["solver"].max_steps, given["preconditioner"]) == (0.5, 0, None)
+    given.clear()
+    assert build_optimizer(load_config(small_file).optimizers.hessian_free, 1, 1).queued_steps == 1
+    assert not {"metric", "momentum", "solver"} & set(given)
+
+
 @pytest.mark.parametrize("line_search", ["full_step", "armijo", "fixed_step"])
 def test_every_line_search_reaches_the_transformation(small_file, monkeypatch, line_search):
     given = {}
@@ -70,6 +83,7 @@ def test_every_line_search_reaches_the_transformation(small_file, monkeypatch, l
         ("preset: martens2010", call()),
         ("preset: martens2010, initial_damping: 2", call(damping=2.0)),
         ("preset: kiros2013", call(23)),
+        ("preset: soap", call(400)),
         ("preset: stochastic", call(400)),
         ("preset: stochastic, max_cg_steps: 2", call(400, cg_steps=2)),
         ("preset: stochastic, initial_damping: 2, trust_radius: 0.1", call(400, damping=2.0, radius=0.1)),
