@@ -280,7 +280,7 @@ def print_table(rows: list[dict[str, Any]], caption: str) -> None:
         title=f"CG iterations until φ − φ* ≤ {ACCURACY:g} |φ*|",
         caption=f"pays after: steps that must share a set-up. {caption}",
     )
-    table.add_column("preconditioner")
+    table.add_column("preconditioner", min_width=max(map(len, CHOICES)) + 2)
     for name in ("iterations", "times fewer", "set-up", "pays after", "seconds"):
         table.add_column(name, justify="right")
     groups = dict.fromkeys((row["case"], row["parameters"], row["damping"], row["stage"]) for row in rows)

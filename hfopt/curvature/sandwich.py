@@ -49,9 +49,9 @@ def sandwich(value_fn: ValueFn, params: Any, middle: Middle, roots: Roots | None
         halves = Halves(forward, lambda v, middle: vdot(*middle), lambda v, middle: model.vjp(middle[1]))
         if roots is None:
             return Products(lambda v: model.vjp(inner(model.jvp(v))), quadratic, halves)
-        pair = roots(model.seen_by(objective.loss), model.outputs, rows)
 
         def probe(key: jax.Array) -> tuple[Any, ...]:
+            pair = roots(model.seen_by(objective.loss), model.outputs, rows)
             u, w = pair(random_signs(key, model.outputs))
             return (model.vjp(u),) if w is u else (model.vjp(u), model.vjp(w))
 

@@ -132,7 +132,7 @@ def multi_steps(optimizer: Optimizer) -> None:
         at = add(at, inner.step(at, second, mean))
         expected.append(at)
     accumulated = optax.MultiSteps(optimizer.make(), 2, accumulator_dtype=jnp.float64)
-    assert_same(trajectory(accumulated), expected, rtol=1e-5)  # means of other rounding, which CG amplifies
+    assert_same(trajectory(accumulated), expected, rtol=1e-4)  # means of other rounding, which CG amplifies
 
 
 def reduce_on_plateau(optimizer: Optimizer) -> None:
