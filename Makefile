@@ -18,6 +18,9 @@ TESTS ?= tests
 # The fast tests and the quick results compile far more than they compute; all else is compiled as users' programs are.
 COMPILE_FAST = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=1"
 
+# LAPACK's threads wait busily for cores that XLA's have.
+export OPENBLAS_NUM_THREADS ?= 1
+
 COMPARISONS = $(sort $(wildcard configs/compare/*.yaml))
 DATA_DIR = $(if $(DATA),--data-dir $(DATA))
 
