@@ -42,7 +42,7 @@ def cut(shape: Sequence[int]) -> Cut | None:
     rank = len(shape)
     if 0 in shape:
         return None
-    if rank in (4, 5) and _is_window(shape[:-2]) and shape[-1] > 1:
+    if rank in (4, 5) and _is_window(shape[:-2]) and shape[-1] > 1 and prod(shape[:-1]) > 1:
         return Cut((), tuple(range(rank - 1)), (rank - 1,))
     if rank > 3 and shape[0] > 1:
         inner = cut(shape[1:])

@@ -14,6 +14,7 @@ from hfopt.solve.blocks import Blocks, Cut, cut
         ((), None),
         ((5,), None),
         ((1, 7, 1), None),
+        ((1, 1, 1, 64), None),
         ((3, 4), Cut((), (0,), (1,))),
         ((1, 7, 9), Cut((), (1,), (2,))),
         ((0, 5, 3), None),
@@ -46,6 +47,7 @@ def tree():
         "bias": jnp.arange(5.0),
         "scale": jnp.array(3.0),
         "row": jnp.arange(7.0).reshape(1, 7),
+        "scales": [jnp.arange(3.0).reshape(1, 1, 1, 3), jnp.arange(3.0).reshape(1, 1, 1, 3) + 5],
     }
 
 
@@ -61,7 +63,7 @@ def test_splitting_and_joining_give_the_tree_back(longest, tree):
 def test_matrices_of_one_shape_are_one_stack_and_vectors_one_row(tree):
     shapes = {group.shape for group in Blocks.of(tree, 512).groups}
     assert (2, 2, 3) in shapes  # dense and other[0]
-    assert (1, 1, 1 + 5 + 7) in shapes
+    assert (1, 1, 1 + 5 + 7 + 3 + 3) in shapes
     apart = [group.shape for group in Blocks.of(tree, 1).groups]
     assert apart.count((1, 2, 3)) == 2  # nothing of them is rotated, so joining them would only copy
 
